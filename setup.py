@@ -28,6 +28,8 @@ setup(
             'mmengine>=0.10.7,<0.11',
             'mmcv>=2.1,<2.2',
             'mmdet>=3.3,<3.4',
+            # mmengine 0.10.7 imports pkg_resources.
+            'setuptools<82',
             'tensorboard',
         ],
         'test': [
@@ -37,6 +39,7 @@ setup(
             'onnxscript',
             'pytest',
             'safetensors',
+            'scikit-learn',
         ],
     },
 )

@@ -1,0 +1,36 @@
+# make demo, make test: everything from a bare clone. make help lists the rest.
+PYTHON ?= python3
+STACK ?= onedl
+VENV ?= $(if $(filter onedl,$(STACK)),.venv,.venv-$(STACK))
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint clean
+
+help:
+	@echo 'make install   the environment: torch, mmcv with its compiled ops, mmdet, the plugin'
+	@echo 'make demo      install, then a small data set, a training run, its evaluation and pictures'
+	@echo 'make test      install, then the test suite; one part of it: make test ARGS="-k loss"'
+	@echo 'make lint      ruff, where it is installed'
+	@echo 'make clean     remove .venv, .venv-openmmlab and work_dirs; the compiled ops stay in the cache'
+	@echo
+	@echo 'PYTHON=python3.11   the Python (3.10 to 3.12) that a new environment is made from'
+	@echo 'STACK=openmmlab     the packages of January 2024 instead of the maintained ones, in .venv-openmmlab'
+	@echo 'VENV=/path/to/env   an environment that is there already, venv or conda; its torch is kept'
+	@echo 'ARGS="..."          more arguments for tools/demo.py, pytest or ruff'
+
+install:
+	@$(PYTHON) tools/setup_env.py --stack $(STACK) --env $(VENV)
+
+demo: install
+	$(VENV)/bin/python tools/demo.py $(ARGS)
+
+test: install
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint:
+	@command -v ruff >/dev/null || { echo 'ruff is missing; get it with: pip install ruff' >&2; exit 1; }
+	ruff check $(ARGS) .
+
+clean:
+	rm -rf .venv .venv-openmmlab work_dirs
