@@ -1,3 +1,4 @@
+from .models import AsymmetricLoss
 from .version import __version__
 
-__all__ = ['__version__']
+__all__ = ['AsymmetricLoss', '__version__']
