@@ -20,6 +20,8 @@ help:
 	@echo 'ARGS="..."          more arguments for tools/demo.py, pytest or ruff'
 
 install:
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo '$(PYTHON) is missing: install Python 3.10 to 3.12, or name one with PYTHON=' >&2; exit 1; }
 	@$(PYTHON) tools/setup_env.py --stack $(STACK) --env $(VENV)
 
 demo: install
@@ -29,7 +31,7 @@ test: install
 	$(VENV)/bin/python -m pytest $(ARGS)
 
 lint:
-	@command -v ruff >/dev/null || { echo 'ruff is missing; get it with: pip install ruff' >&2; exit 1; }
+	@command -v ruff >/dev/null || { echo 'ruff is missing: install it with pip install ruff' >&2; exit 1; }
 	ruff check $(ARGS) .
 
 clean:

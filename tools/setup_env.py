@@ -1,7 +1,7 @@
-"""Make the environment that `make demo` and `make test` run in: torch, mmcv with its compiled ops, mmdet, the plugin.
+"""Make the environment for `make demo` and `make test`: torch, mmcv with compiled ops, mmdet, the plugin.
 
-Standard library only, and plain enough for any Python 3 to read, so that a Python of the wrong version gets a sentence
-and not a SyntaxError. Every step can be killed and run again.
+Standard library only, and plain enough for Python 3.6 to read, so that a Python of the wrong version is told so in a
+sentence. Every step can be killed and the same command goes on from there.
 """
 import argparse
 import contextlib
@@ -13,7 +13,6 @@ import platform
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,17 +26,19 @@ STACKS = {
     'onedl': ('onedl-mmcv', 'onedl-mmengine', 'onedl-mmdetection'),
     'openmmlab': ('mmcv', 'mmengine', 'mmdet'),
 }
-SAME_IMPORTS = ('mmcv-full', 'mmcv-lite', 'onedl-mmcv-lite')
-# mmcv 2.1.0 imports pkg_resources, which setuptools 81 announced the end of and 82 removed.
+SAME_IMPORTS = ('mmcv-full', 'mmcv-lite')
+# mmcv 2.1.0 is built with pkg_resources, which setuptools 82 no longer has.
 BUILD_TOOLS = ('setuptools==80.10.2', 'wheel', 'ninja', 'packaging')
-# Only for comparing our TResNet with timm's. Without its dependencies: torchvision, one of them, has no CPU build for
-# this torch, and its CUDA build does not import beside a CPU torch.
+# The tests compare our TResNet with timm's. Without timm's dependencies: torchvision, one of them, has no CPU build for
+# this torch on PyPI, and its CUDA build does not import beside a CPU torch.
 TIMM = 'timm==1.0.31'
+# The CUDA that the pinned torch on PyPI is built with, and torch's own indexes for the builds that are not on PyPI.
+PINNED_CUDA = '13.0'
 CPU_INDEX, CUDA_INDEX = 'https://download.pytorch.org/whl/cpu', 'https://download.pytorch.org/whl/cu130'
 
-# Runs a command in a process group of its own and ends the whole group when whoever asked for it is gone. Its standard
-# input is a pipe that nobody writes to: the kernel closes it however the asker ends, kill -9 included. Ninja gives each
-# compiler a group of its own and ends them on SIGTERM, so SIGTERM comes first.
+# Runs a command in a process group and ends the group when whoever asked for it is gone. Its standard input is a pipe
+# that nobody writes to; the kernel closes it however the asker ends, kill -9 included. Ninja gives every compiler a
+# group of its own and ends them on SIGTERM, so SIGTERM comes first.
 KEEPER = '''
 import os, select, signal, subprocess, sys, time
 command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
@@ -54,19 +55,19 @@ DESCRIBE = '''
 import json, sys, sysconfig
 try:
     from importlib.metadata import distributions
-except ImportError:  # before Python 3.8, refused anyway
+except ImportError:  # Python 3.7 and older, which is refused anyway
     distributions = tuple
 installed = {}
 for found in distributions():
     if found.metadata and found.metadata['Name']:
-        name = found.metadata['Name'].lower().replace('_', '-').replace('.', '-')
-        installed.setdefault(name, found.version)
+        installed.setdefault(found.metadata['Name'].lower().replace('_', '-').replace('.', '-'), found.version)
 print(json.dumps(dict(
-    version=sys.version_info[:2], headers=sysconfig.get_paths()['include'], site=sysconfig.get_paths()['platlib'],
-    platform=sysconfig.get_platform(), abi=sysconfig.get_config_var('SOABI'), installed=installed)))
+    version=sys.version_info[:2], headers=sysconfig.get_path('include', 'posix_prefix'),
+    site=sysconfig.get_path('platlib'), platform=sysconfig.get_platform(), abi=sysconfig.get_config_var('SOABI'),
+    installed=installed)))
 '''
 
-# The ops alone, without the rest of mmcv and what that imports; prints the CUDA version they were compiled with.
+# Loads the ops without the rest of mmcv and all that it imports; prints the CUDA version they were compiled with.
 LOAD_OPS = '''
 import glob, importlib.util, os, torch
 folder = importlib.util.find_spec('mmcv').submodule_search_locations[0]
@@ -78,76 +79,137 @@ print(ops.get_compiling_cuda_version())
 
 
 class SetupError(Exception):
-    """What is wrong and the way out, in a sentence; shown without a traceback."""
+    """What is wrong and the way out; shown without a traceback."""
 
 
 def say(text):
     print(text, flush=True)
 
 
+def minutes(seconds):
+    return f'{int(seconds) // 60}:{int(seconds) % 60:02d}'
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Running things
+
+
+def run(command, title, log, env=None, progress=None, beat=30.0):
+    """Run a command to its end: its output goes to `log`, a sign of life to the screen every `beat` seconds.
+
+    However this process ends, the command ends with it. Raises SetupError with the tail of the log.
+    """
+    say(f'{title} ...')
+    start = time.time()
+    with open(log, 'ab') as out:
+        out.write(f"\n$ {' '.join(map(shlex.quote, command))}\n".encode())
+        out.flush()
+        process = subprocess.Popen([sys.executable, '-c', KEEPER] + list(command), stdin=subprocess.PIPE, stdout=out,
+                                   stderr=subprocess.STDOUT, env=env, cwd=ROOT, start_new_session=True)
+        try:
+            code = None
+            while code is None:
+                try:
+                    code = process.wait(timeout=beat)
+                except subprocess.TimeoutExpired:
+                    state = ', ' + progress() if progress else ''
+                    say(f'  {minutes(time.time() - start)}{state}')
+        finally:
+            process.stdin.close()
+            process.wait()
+    if code:
+        with open(log, errors='replace') as lines:
+            tail = ''.join(lines.readlines()[-30:])
+        raise SetupError(f'{tail}\n{title} failed with exit code {code}; above is the end of {log}')
+    return time.time() - start
+
+
+def ask(python, code):
+    """The last line that a Python program prints; SetupError with the last line of its complaint when it fails."""
+    process = subprocess.Popen([python, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=os.sep)
+    out, complaint = [text.decode(errors='replace').strip().splitlines() for text in process.communicate()]
+    if process.returncode:
+        raise SetupError(complaint[-1] if complaint else f'exit code {process.returncode}')
+    return out[-1] if out else ''
+
+
+def works(python, code):
+    try:
+        ask(python, code)
+    except (SetupError, OSError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def only_one(name, cache, what):
+    """Hold a lock that ends with this process; a second process waits for it."""
+    import fcntl
+    os.makedirs(os.path.join(cache, 'locks'), exist_ok=True)
+    with open(os.path.join(cache, 'locks', name + '.lock'), 'w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            say(f'waiting for another process that is at work on {what}')
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What the machine has
 
 
-def check_python(version, where='python3', find=None):
-    """Refuse a Python that the pinned packages are not made for; name one that is there, or how to get one."""
+def check_python(version, where):
+    """Refuse a Python that the pinned packages do not exist for; name one that is there, or how to get one."""
     if OLDEST_PYTHON <= tuple(version[:2]) <= NEWEST_PYTHON:
         return
-    fitting = ['python%d.%d' % (3, minor) for minor in range(NEWEST_PYTHON[1], OLDEST_PYTHON[1] - 1, -1)]
-    present = [name for name in fitting if (find or runs)(name)]
-    if present:
-        remedy = 'this machine has another one: add PYTHON=%s to the make command' % present[0]
+    fitting = [f'python3.{minor}' for minor in range(NEWEST_PYTHON[1], OLDEST_PYTHON[1] - 1, -1)]
+    usable = [name for name in fitting if works(name, '')]
+    if usable:
+        remedy = f'add PYTHON={usable[0]} to the make command'
     else:
-        remedy = 'get one with: %s' % install_command(python='3.11')
-    raise SetupError('%s is Python %d.%d, and the pinned packages exist for %d.%d to %d.%d; %s' % (
-        (where,) + tuple(version[:2]) + OLDEST_PYTHON + NEWEST_PYTHON + (remedy,)))
+        remedy = f'get one with: {command_for_python(fitting)}; then add PYTHON= and its path to the make command'
+    raise SetupError(f'{where} is Python {version[0]}.{version[1]}, and the pinned packages exist for '
+                     f'3.{OLDEST_PYTHON[1]} to 3.{NEWEST_PYTHON[1]}; {remedy}')
 
 
-def runs(program):
-    """A name on PATH is not enough: a version manager's shim may stand there for a Python it will not start."""
-    with contextlib.suppress(OSError):
-        return subprocess.call([program, '-c', ''], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
-    return False
-
-
-def install_command(python=None, compiler=False, headers=None, venv=None):
-    """The one command that brings what is missing, in the words of this machine's package manager."""
+def command_for_python(names):
+    """What installs the first of these Pythons that this machine's package manager offers."""
     if sys.platform == 'darwin':
-        steps = ['xcode-select --install'] if compiler else []
-        missing_python = python or headers or venv
-        return ' && '.join(steps + (['brew install python@%s' % missing_python] if missing_python else []))
-    if shutil.which('dnf'):
-        names = [compiler and 'gcc-c++', python and 'python%s' % python, headers and 'python%s-devel' % headers]
-        return 'sudo dnf install ' + ' '.join(name for name in names if name)
-    names = [compiler and 'g++', python and 'python{0} python{0}-venv python{0}-dev'.format(python),
-             headers and 'python%s-dev' % headers, venv and 'python%s-venv' % venv]
-    return 'sudo apt-get install ' + ' '.join(name for name in names if name)
+        return 'brew install ' + names[0].replace('python', 'python@')
+    for name in names:
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            if subprocess.check_output(['apt-cache', 'policy', name]):
+                return f'sudo apt-get install {name} {name}-venv {name}-dev'
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            if subprocess.check_output(['dnf', '-q', 'list', name], stderr=subprocess.DEVNULL):
+                return f'sudo dnf install {name} {name}-devel'
+    return 'pip install uv && uv python install ' + names[0].replace('python', '')
 
 
 def check_tools(version, headers, needs_venv, needs_compiler):
     """Name everything that is missing at once, with the one command that brings it."""
-    minor = '%d.%d' % tuple(version[:2])
-    missing, wanted = [], {}
-    if needs_venv and not module_exists('ensurepip'):
-        missing.append('the venv module with ensurepip for Python ' + minor)
-        wanted['venv'] = minor
+    python = f'python{version[0]}.{version[1]}'
+    header = os.path.join(headers, 'Python.h')
+    brew_python = 'brew install ' + python.replace('python', 'python@')
+    missing = []  # what it is, its package for apt, its package for dnf, the command on macOS
+    if needs_venv and not works(sys.executable, 'import venv, ensurepip'):
+        missing.append((f'the module ensurepip of {python}', f'{python}-venv', python, brew_python))
     if needs_compiler and not cxx_compiler():
-        missing.append('a C++ compiler (%s)' % os.environ.get('CXX', 'c++ or g++'))
-        wanted['compiler'] = True
-    if needs_compiler and not os.path.exists(os.path.join(headers, 'Python.h')):
-        missing.append('the headers of Python %s (%s)' % (minor, os.path.join(headers, 'Python.h')))
-        wanted['headers'] = minor
-    if missing:
-        raise SetupError('missing: %s; get %s with: %s' % (
-            ', '.join(missing), 'it' if len(missing) == 1 else 'them', install_command(**wanted)))
-
-
-def module_exists(name):
-    try:
-        __import__(name)
-    except ImportError:
-        return False
-    return True
+        wanted = os.environ.get('CXX') or 'c++'
+        missing.append((f'a C++ compiler ({wanted})', 'g++', 'gcc-c++', 'xcode-select --install'))
+    if needs_compiler and not os.path.exists(header):
+        missing.append((header, f'{python}-dev', f'{python}-devel', brew_python))
+    if not missing:
+        return
+    names, apt, dnf, mac = zip(*missing)
+    if sys.platform == 'darwin':
+        remedy = ' && '.join(mac)
+    elif shutil.which('dnf'):
+        remedy = 'sudo dnf install ' + ' '.join(dnf)
+    else:
+        remedy = 'sudo apt-get install ' + ' '.join(apt)
+    raise SetupError(f"missing: {', '.join(names)}; install with: {remedy}")
 
 
 def cxx_compiler():
@@ -166,76 +228,25 @@ def gpus():
                                          stderr=subprocess.DEVNULL).decode()
     except (OSError, subprocess.CalledProcessError):
         return []
-    return sorted(set(re.findall(r'^\d+\.\d+$', listed, re.M)))
+    return sorted(set(re.findall(r'^\d+\.\d+$', listed, re.MULTILINE)))
 
 
 def check_nvcc(torch_cuda):
-    """mmcv's CUDA ops need an nvcc of the major version that torch was built with; returns its CUDA_HOME."""
-    way_out = ('install the CUDA %s toolkit (https://developer.nvidia.com/cuda-toolkit-archive) and set CUDA_HOME to it, '
-               'or leave the GPU out: CUDA_VISIBLE_DEVICES= make ...' % torch_cuda)
+    """mmcv's ops for a GPU need an nvcc of the major version that torch was built with; returns its CUDA_HOME."""
+    way_out = (f'install the CUDA {torch_cuda} toolkit (https://developer.nvidia.com/cuda-toolkit-archive) and set '
+               'CUDA_HOME to it, or leave the GPU out: CUDA_VISIBLE_DEVICES= make ...')
     home = os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH')
     if not home:
         nvcc = shutil.which('nvcc')
-        home = os.path.dirname(os.path.dirname(os.path.realpath(nvcc))) if nvcc else '/usr/local/cuda'
+        home = os.path.dirname(os.path.dirname(nvcc)) if nvcc else '/usr/local/cuda'
     nvcc = os.path.join(home, 'bin', 'nvcc')
     if not os.path.exists(nvcc):
-        raise SetupError("this machine has a GPU, but %s, which compiles mmcv's ops for it, is missing; %s" % (nvcc, way_out))
+        raise SetupError(f"there is a GPU, but {nvcc}, which compiles mmcv's ops for it, is missing; {way_out}")
     found = re.search(r'release (\d+)\.(\d+)', subprocess.check_output([nvcc, '--version']).decode())
     if found and found.group(1) != torch_cuda.split('.')[0]:
-        raise SetupError('%s is of CUDA %s.%s and torch of CUDA %s; %s' % (
-            (nvcc,) + found.groups() + (torch_cuda, way_out)))
+        raise SetupError(f'{nvcc} is of CUDA {found.group(1)}.{found.group(2)}, and torch of CUDA {torch_cuda}; '
+                         f'{way_out}')
     return home
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Running things
-
-
-def run(command, title, log, env=None, progress=None, beat=30.0):
-    """Run a command to its end, its output in `log`, a sign of life on screen every `beat` seconds.
-
-    Killing this process in any way ends the command too. Raises SetupError with the tail of the log.
-    """
-    say('%s ...' % title)
-    start = time.time()
-    with open(log, 'ab') as out:
-        out.write(('\n$ %s\n' % ' '.join(map(shlex.quote, command))).encode())
-        out.flush()
-        process = subprocess.Popen([sys.executable, '-c', KEEPER] + command, stdin=subprocess.PIPE, stdout=out,
-                                   stderr=subprocess.STDOUT, env=env, cwd=ROOT, start_new_session=True)
-        try:
-            while True:
-                try:
-                    code = process.wait(timeout=beat)
-                    break
-                except subprocess.TimeoutExpired:
-                    say('  %s%s' % (minutes(time.time() - start), ', ' + progress() if progress else ''))
-        finally:
-            process.stdin.close()
-            process.wait()
-    if code:
-        with open(log, errors='replace') as lines:
-            tail = ''.join(lines.readlines()[-30:])
-        raise SetupError('%s\n%s failed with exit code %d; the lines above are the end of %s' % (tail, title, code, log))
-    return time.time() - start
-
-
-def minutes(seconds):
-    return '%d:%02d' % divmod(int(seconds), 60)
-
-
-@contextlib.contextmanager
-def only_one(name, cache, what):
-    """Hold a lock that ends with this process; a second process waits for it."""
-    import fcntl
-    os.makedirs(os.path.join(cache, 'locks'), exist_ok=True)
-    with open(os.path.join(cache, 'locks', name + '.lock'), 'w') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            say('waiting for another process that is at work on %s' % what)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -247,42 +258,42 @@ def cache_folder():
     return os.path.abspath(os.path.expanduser(os.environ.get('ASL_MMDET_CACHE') or default))
 
 
-def cache_key(package, version, torch, abi, platform_name, gpu_archs=()):
-    """Everything that a compiled wheel depends on. `torch` with its local part: 2.13.0+cpu is not 2.13.0+cu130."""
-    gpu = ''.join('-sm' + arch.replace('.', '') for arch in gpu_archs)
-    return '%s-%s-torch-%s-%s-%s%s' % (package, version, torch, abi, platform_name, gpu)
+def cache_key(package, version, torch, abi, system, archs=()):
+    """All that a compiled wheel depends on; `torch` with its local part, for 2.13.0+cpu is not 2.13.0+cu130."""
+    gpu = ''.join('-sm' + arch.replace('.', '') for arch in archs)
+    return f'{package}-{version}-torch-{torch}-{abi}-{system}{gpu}'
 
 
 def wheel_fault(path):
     """What is wrong with a wheel of mmcv, or None."""
     try:
         with zipfile.ZipFile(path) as wheel:
-            broken = wheel.testzip()
-            if broken:
-                return 'is damaged at ' + broken
+            damaged = wheel.testzip()
+            if damaged:
+                return f'is damaged at {damaged}'
             if any(re.match(r'mmcv/_ext[^/]*\.so$', name) for name in wheel.namelist()):
                 return None
             return 'has no compiled ops (no mmcv/_ext*.so inside)'
     except (OSError, zipfile.BadZipFile) as fault:
-        return 'cannot be read (%s)' % fault
+        return f'cannot be read ({fault})'
 
 
 def cached_wheel(folder):
-    """The wheel in a folder of the cache, or None. One without ops is removed: it would shadow a good one."""
-    for path in sorted(glob.glob(os.path.join(folder, '*.whl'))):
+    """The good wheel in a folder of the cache, or None; a bad one is removed."""
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), '*.whl'))):
         fault = wheel_fault(path)
         if fault is None:
             return path
-        say('%s %s: removed' % (path, fault))
+        say(f'{path} {fault}: removed')
         os.remove(path)
     return None
 
 
 def wheel_with_ops(key, cache, build):
-    """The cached wheel for `key`; made by `build(folder, log)` where there is none yet.
+    """The cached wheel for `key`, made by `build(working_folder, log)` where there is none yet.
 
-    `build` works in a temporary folder inside the cache and returns the wheel's path; only a wheel that holds compiled
-    ops is moved, in one step, to where others look for it.
+    Only a wheel that holds compiled ops is published, in one step, from a working folder beside it. A build that was
+    killed leaves its working folder behind; the next one removes it.
     """
     folder = os.path.join(cache, 'wheels', key)
     wheel = cached_wheel(folder)
@@ -292,20 +303,20 @@ def wheel_with_ops(key, cache, build):
         wheel = cached_wheel(folder)
         if wheel:
             return wheel
-        # Whoever made these is dead, for the lock is ours.
-        for left_over in glob.glob(os.path.join(cache, 'wheels', '.building-' + glob.escape(key) + '-*')):
-            shutil.rmtree(left_over, ignore_errors=True)
+        prefix = f'.building-{key}-'
+        for left_over in glob.glob(glob.escape(os.path.join(cache, 'wheels', prefix)) + '*'):
+            shutil.rmtree(left_over)
         os.makedirs(os.path.join(cache, 'logs'), exist_ok=True)
         os.makedirs(folder, exist_ok=True)
         log = os.path.join(cache, 'logs', key + '.log')
         open(log, 'w').close()
-        working = tempfile.mkdtemp(prefix='.building-' + key + '-', dir=os.path.join(cache, 'wheels'))
+        working = tempfile.mkdtemp(prefix=prefix, dir=os.path.join(cache, 'wheels'))
         try:
             built = build(working, log)
             fault = wheel_fault(built)
             if fault:
-                raise SetupError('the wheel just built, %s, %s; nothing is kept of it, the build log is %s' % (
-                    os.path.basename(built), fault, log))
+                raise SetupError(f'the wheel just built, {os.path.basename(built)}, {fault}; it is not kept, and {log} '
+                                 'tells how it was built')
             wheel = os.path.join(folder, os.path.basename(built))
             os.replace(built, wheel)
         finally:
@@ -314,43 +325,41 @@ def wheel_with_ops(key, cache, build):
 
 
 def compile_mmcv(python, requirement, archs, cuda_home, working, log):
-    """Compile mmcv's source distribution against the torch that `python` imports; returns the wheel."""
+    """Compile mmcv's source distribution against the torch of `python`; returns the wheel."""
     tools, out, scratch = [os.path.join(working, name) for name in ('tools', 'wheel', 'scratch')]
     os.makedirs(scratch)
-    # Beside the environment, not in it: a borrowed environment keeps its own setuptools.
+    # Beside the environment, not in it: a borrowed one keeps its own setuptools.
     run([python, '-m', 'pip', 'install', '--no-input', '--target', tools] + list(BUILD_TOOLS), 'build tools', log)
-    compiler = cxx_compiler()
-    env = dict(os.environ, MMCV_WITH_OPS='1', FORCE_CUDA='1' if archs else '0', CXX=compiler, TMPDIR=scratch,
+    env = dict(os.environ, MMCV_WITH_OPS='1', FORCE_CUDA='1' if archs else '0', CXX=cxx_compiler(), TMPDIR=scratch,
                PYTHONPATH=tools, PATH=os.path.join(tools, 'bin') + os.pathsep + os.environ.get('PATH', ''))
     env.setdefault('MAX_JOBS', str(compile_jobs()))
     if archs:
         env.update(CUDA_HOME=cuda_home, TORCH_CUDA_ARCH_LIST=';'.join(archs))
-    say("mmcv's ops have to be compiled for this torch. That takes about 10 minutes on two cores%s\n"
-        'and happens once: the wheel is kept in %s. The whole build log: %s' % (
-            ' (longer for a GPU)' if archs else '', os.path.dirname(working), log))
+    gpu = ', longer for a GPU' if archs else ''
+    say(f"mmcv's ops must be compiled for this torch: about 10 minutes on two cores{gpu}. It happens once, the wheel\n"
+        f'is kept in {os.path.dirname(working)}; {log} has the details')
 
     def compiled():
-        plan = glob.glob(os.path.join(scratch, '**', 'build.ninja'), recursive=True)
-        if not plan:
+        plans = glob.glob(os.path.join(glob.escape(scratch), '**', 'build.ninja'), recursive=True)
+        if not plans:
             return 'preparing'
-        with open(plan[0]) as lines:
+        with open(plans[0]) as lines:
             planned = sum(bool(re.match(r'build .*: (cuda_)?compile', line)) for line in lines)
-        done = len(glob.glob(os.path.join(scratch, '**', '*.o'), recursive=True))
-        return '%d of %d files compiled' % (done, planned) if done < planned else 'linking and packing'
+        done = len(glob.glob(os.path.join(glob.escape(scratch), '**', '*.o'), recursive=True))
+        return f'{done} of {planned} files compiled' if done < planned else 'linking and packing'
 
-    package = requirement.split('==')[0]
     seconds = run([python, '-m', 'pip', 'wheel', '--no-input', '--no-build-isolation', '--no-deps', '--no-cache-dir',
-                   '--no-binary', package, '--wheel-dir', out, requirement], 'compiling ' + requirement, log,
-                  env=env, progress=compiled)
-    say('  compiled in %s' % minutes(seconds))
-    return glob.glob(os.path.join(out, '*.whl'))[0]
+                   '--no-binary', requirement.split('==')[0], '--wheel-dir', out, requirement],
+                  'compiling ' + requirement, log, env=env, progress=compiled)
+    say(f'  compiled in {minutes(seconds)}')
+    return glob.glob(os.path.join(glob.escape(out), '*.whl'))[0]
 
 
 def compile_jobs():
-    """One compiler per core, as long as each can have 2 GB of memory."""
+    """One compiler per core, as far as each can have 2 GB of memory."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30
-    return max(1, min(cores, int(memory // 2)))
+    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    return max(1, min(cores, memory // 2**31))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -363,127 +372,123 @@ def read_pins(stack):
 
 
 def describe(python):
-    return json.loads(subprocess.check_output([python, '-c', DESCRIBE]).decode())
+    """Version, folders, ABI and installed packages of a Python."""
+    return json.loads(ask(python, DESCRIBE))
 
 
 def check_stack(env, stack, installed):
     """Two distributions of the same imports in one environment overwrite one another's files."""
     others = [name for other, names in STACKS.items() if other != stack for name in names] + list(SAME_IMPORTS)
-    found = ['%s %s' % (name, installed[name]) for name in others if name in installed]
+    found = [f'{name} {installed[name]}' for name in others if name in installed]
     if found:
-        raise SetupError('%s holds %s, which serves the same imports as stack %s and would be overwritten; '
-                         'choose the other stack with STACK=, or another environment with VENV=' % (
-                             env, ', '.join(found), stack))
+        raise SetupError(f"{env} holds {', '.join(found)}, and stack {stack} would write over the same imports; choose "
+                         'another environment with VENV=, or the other stack with STACK=')
 
 
 def check_torch(env, version):
-    """An environment's own torch is kept, so it must be one that the plugin runs on."""
-    if version and tuple(int(part) for part in re.findall(r'\d+', version)[:2]) < OLDEST_TORCH:
-        raise SetupError('%s holds torch %s, and the plugin needs %d.%d or later; it is not upgraded for you: '
-                         'do that, or leave VENV= out for an environment of its own' % ((env, version) + OLDEST_TORCH))
+    """A borrowed environment's torch is kept, so it must be one that the plugin runs on."""
+    if tuple(int(part) for part in re.findall(r'\d+', version)[:2]) < OLDEST_TORCH:
+        oldest = '.'.join(map(str, OLDEST_TORCH))
+        raise SetupError(f'{env} holds torch {version}, and the plugin needs {oldest} or later; '
+                         'upgrade it there, or leave VENV= out for an environment of its own')
 
 
-def torch_in(python, env):
-    """Version of torch, and of the CUDA it was built with (None for a CPU build)."""
+def torch_in(env):
+    """Version of torch, with its local part, and of the CUDA it was built with (None for a CPU build)."""
     try:
-        return tuple(json.loads(ask(
-            python, 'import json, torch; print(json.dumps([torch.__version__, torch.version.cuda]))')))
+        return tuple(json.loads(ask(os.path.join(env, 'bin', 'python'), (
+            'import json, torch; print(json.dumps([torch.__version__, torch.version.cuda]))'))))
     except SetupError as fault:
-        raise SetupError('torch in %s does not import: %s; mend it, or use another environment with VENV=' % (env, fault))
+        raise SetupError(f'torch in {env} does not import ({fault}); mend it, or name another environment with VENV=')
 
 
-def ops_fit(python, gpu):
-    """Whether mmcv's ops are there and load beside the installed torch; for a GPU they must have been compiled for it."""
+def ops_fit(python, for_gpu):
+    """Whether mmcv's ops are there, load beside the installed torch, and were compiled for a GPU where one is."""
     try:
-        return ask(python, LOAD_OPS) != 'not available' or not gpu
+        return ask(python, LOAD_OPS) != 'not available' or not for_gpu
     except SetupError:
         return False
 
 
-def installed_torch(env):
-    """The version of torch as its files have it, without the seconds that an import takes; None where there is none."""
-    for path in glob.glob(os.path.join(env, 'lib', 'python3*', 'site-packages', 'torch', 'version.py')):
-        with open(path) as text:
-            found = re.search(r"__version__ = '([^']+)'", text.read())
-        if found:
-            return found.group(1)
-    return None
-
-
-def stamp_of(env, stack):
-    """What a finished installation was made from; another value means that there is something to do."""
-    digest = hashlib.sha256()
+def recipe(stack):
+    """A hash of everything that says what is installed, and how."""
+    digest = hashlib.sha256(ROOT.encode())
     for part in ('setup.py', os.path.join('requirements', stack + '.txt'), os.path.join('tools', 'setup_env.py')):
         with open(os.path.join(ROOT, part), 'rb') as content:
             digest.update(content.read())
-    ops = sorted(glob.glob(os.path.join(env, 'lib', 'python3*', 'site-packages', 'mmcv', '_ext*.so')))
-    return '\n'.join([digest.hexdigest(), stack, str(installed_torch(env)), ROOT] + ops) + '\n'
+    return digest.hexdigest()
+
+
+def stamp_of(env, stack, followed):
+    """What a finished environment is known by: the recipe it followed, and its torch and ops as the files show."""
+    site = os.path.join(glob.escape(env), 'lib', 'python3*', 'site-packages')
+    lines = [stack, followed] + sorted(glob.glob(os.path.join(site, 'mmcv', '_ext*.so')))
+    for path in glob.glob(os.path.join(site, 'torch', 'version.py')):
+        with open(path) as text:
+            lines += re.findall(r"^__version__ = .*", text.read(), re.MULTILINE)
+    return '\n'.join(lines) + '\n'
 
 
 def is_finished(env, stack):
+    """Quick: nothing is imported and nothing is run."""
     try:
         with open(os.path.join(env, '.asl_mmdet', 'stamp')) as stamp:
-            return stamp.read() == stamp_of(env, stack)
+            return stamp.read() == stamp_of(env, stack, recipe(stack))
     except OSError:
         return False
+
+
+def is_ours(env):
+    """Whether this script made the environment; any other one is borrowed."""
+    return os.path.exists(os.path.join(env, '.asl_mmdet', 'made'))
 
 
 def make_environment(env):
     """A virtual environment of our own; one that was killed half-way is made anew, anybody else's is left alone."""
     notes = os.path.join(env, '.asl_mmdet')
-    making, made = os.path.join(notes, 'making'), os.path.join(notes, 'made')
-    if os.path.exists(making):
+    making = os.path.join(notes, 'making')
+    has_python = os.path.exists(os.path.join(env, 'bin', 'python'))
+    if os.path.exists(making) or is_ours(env) and not has_python:
         shutil.rmtree(env)
-    if os.path.exists(os.path.join(env, 'bin', 'python')):
+    elif has_python:
+        os.makedirs(notes, exist_ok=True)
         return
-    if os.path.isdir(env) and os.listdir(env):
-        raise SetupError('%s is neither empty nor an environment (it has no bin/python); '
-                         'give another one with VENV=' % env)
+    elif os.path.isdir(env) and os.listdir(env):
+        raise SetupError(f'{env} is neither empty nor an environment (no bin/python); name another with VENV=')
     os.makedirs(notes)
     open(making, 'w').close()
-    run([sys.executable, '-m', 'venv', env], 'virtual environment %s' % env, os.path.join(notes, 'install.log'))
-    os.replace(making, made)
+    run([sys.executable, '-m', 'venv', env], f'virtual environment {env}', os.path.join(notes, 'install.log'))
+    os.replace(making, os.path.join(notes, 'made'))
 
 
 def forget_half_installed(site):
-    """pip writes INSTALLER last: a package without it was killed on the way in, and pip would take it for whole."""
-    for info in glob.glob(os.path.join(site, '*.dist-info')):
+    """pip writes INSTALLER last: a package without it was killed on its way in, and pip would take it for whole."""
+    for info in glob.glob(os.path.join(glob.escape(site), '*.dist-info')):
         if not os.path.exists(os.path.join(info, 'INSTALLER')):
-            say('%s was left half-installed: once more' % os.path.basename(info))
+            say(f'{os.path.basename(info)} was left half-installed: once more')
             shutil.rmtree(info)
 
 
 def install_torch(pip, version, log, has_gpu):
-    """The CPU build where there is no GPU: from the configured indexes first, they may be all that can be reached."""
-    if sys.platform == 'darwin' or has_gpu:
-        run(pip + ['torch==' + version], 'torch %s' % version, log)
+    """The build for CUDA or for the CPU: from pip's configured indexes, and where they lack it from torch's own."""
+    if sys.platform == 'darwin':
+        run(pip + ['torch==' + version], f'torch {version}', log)
         return
+    # PyPI's build is for CUDA and has no local part: with == pip would prefer a +cpu build if it saw one.
+    if has_gpu:
+        wanted, build, index = f'torch==={version}', 'CUDA', CUDA_INDEX
+    else:
+        wanted, build, index = f'torch=={version}+cpu', 'the CPU', CPU_INDEX
     try:
-        run(pip + ['torch==%s+cpu' % version], 'torch %s+cpu' % version, log)
+        run(pip + [wanted], f'torch {version} for {build}', log)
     except SetupError:
-        say("  not in pip's configured indexes, so from %s" % CPU_INDEX)
-        run(pip + ['torch==%s+cpu' % version, '--index-url', CPU_INDEX], 'torch %s+cpu' % version, log)
+        say(f"  not to be had from pip's configured indexes: trying {index}")
+        run(pip + ['torch==' + version, '--index-url', index], f'torch {version} for {build}', log)
 
 
-def ask(python, code):
-    """The last line that a Python program prints, or SetupError with the last line of its error."""
-    process = subprocess.Popen([python, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=os.sep)
-    out, err = [text.decode(errors='replace').strip() for text in process.communicate()]
-    if process.returncode:
-        raise SetupError(err.splitlines()[-1] if err else 'exit code %d' % process.returncode)
-    return out.splitlines()[-1] if out else ''
-
-
-def works(python, code):
-    try:
-        ask(python, code)
-    except SetupError:
-        return False
-    return True
-
-
-def mend_opencv(python, pip, env, log):
+def mend_opencv(env, pip, log):
     """opencv-python wants libGL, which a machine without a screen often lacks; the headless build does not."""
+    python = os.path.join(env, 'bin', 'python')
     try:
         ask(python, 'import cv2')
         return
@@ -491,88 +496,111 @@ def mend_opencv(python, pip, env, log):
         fault = str(error)
     version = describe(python)['installed'].get('opencv-python')
     if 'libGL' not in fault or not version:
-        raise SetupError('import cv2 fails in %s: %s' % (env, fault))
-    say('import cv2 fails (%s): replacing opencv-python %s by opencv-python-headless, which needs no libGL' % (
-        fault, version))
-    uninstall = pip[:pip.index('install')] + ['uninstall', '--yes', 'opencv-python', 'opencv-python-headless']
-    run(uninstall, 'removing opencv-python', log)
-    run(pip + ['--no-deps', 'opencv-python-headless==' + version], 'opencv-python-headless %s' % version, log)
+        raise SetupError(f'import cv2 fails in {env}: {fault}')
+    say(f'import cv2 fails ({fault}): replacing opencv-python {version} by its headless build, which needs no libGL')
+    run(pip[:pip.index('install')] + ['uninstall', '--yes', 'opencv-python', 'opencv-python-headless'],
+        'removing opencv-python', log)
+    run(pip + ['--no-deps', 'opencv-python-headless==' + version], f'opencv-python-headless {version}', log)
     ask(python, 'import cv2')
 
 
 def install(env, stack, cache):
     """Bring `env`, in whatever state it is, to a finished installation of `stack`."""
-    notes, python = os.path.join(env, '.asl_mmdet'), os.path.join(env, 'bin', 'python')
-    pins, names = read_pins(stack), STACKS[stack]
+    followed, pins, names = recipe(stack), read_pins(stack), STACKS[stack]
     mmcv = names[0]
+    notes, python = os.path.join(env, '.asl_mmdet'), os.path.join(env, 'bin', 'python')
+    archs = gpus()
+
+    # Everything that can be refused is refused before anything is changed.
     is_new = not os.path.exists(python) or os.path.exists(os.path.join(notes, 'making'))
     if is_new:
         check_python(sys.version_info, where=sys.executable)
-    found = describe(sys.executable if is_new else python)
-    ops_needed = is_new or not ops_fit(python, gpu=False)
+    before = describe(sys.executable if is_new else python)
+    has_torch = not is_new and works(python, 'import torch')
     if not is_new:
-        check_python(found['version'], where=python)
-        check_stack(env, stack, found['installed'])
-        check_torch(env, found['installed'].get('torch'))
+        check_python(before['version'], where=python)
+        check_stack(env, stack, before['installed'])
         if not works(python, 'import pip'):
-            raise SetupError('%s has no pip, which installs the rest; add it with: %s -m ensurepip' % (env, python))
-    cached = glob.glob(os.path.join(cache, 'wheels', cache_key(
-        glob.escape(mmcv), pins[mmcv], '*', found['abi'], found['platform']) + '*', '*.whl'))
-    check_tools(found['version'], found['headers'], is_new, ops_needed and not cached)
+            raise SetupError(f'{env} has no pip, which installs the rest; add it with: {python} -m ensurepip')
+        if not is_ours(env) and has_torch and 'torch' not in before['installed']:
+            raise SetupError(f'torch in {env} has no package metadata, so pip would install a second one over it; '
+                             'install torch there with pip or conda')
+        if not is_ours(env) and 'torch' in before['installed']:
+            check_torch(env, before['installed']['torch'])
+            torch_in(env)
+    cached = glob.glob(os.path.join(glob.escape(os.path.join(cache, 'wheels')), cache_key(
+        mmcv, pins[mmcv], '*', before['abi'], before['platform']) + '*', '*.whl'))
+    may_compile = not cached and (is_new or not ops_fit(python, for_gpu=False))
+    check_tools(before['version'], before['headers'], is_new, may_compile)
+    if may_compile and archs and not has_torch:
+        check_nvcc(PINNED_CUDA)
 
     make_environment(env)
-    os.makedirs(notes, exist_ok=True)
     log = os.path.join(notes, 'install.log')
-    found = describe(python)
-    if os.path.exists(os.path.join(notes, 'made')):
-        forget_half_installed(found['site'])
-        found = describe(python)
     pip = [python, '-m', 'pip', 'install', '--no-input', '--disable-pip-version-check']
-    archs = gpus()
-    if 'torch' not in found['installed']:
-        install_torch(pip, pins['torch'], log, bool(archs))
-        found = describe(python)
-    torch, cuda = torch_in(python, env)
-    if not cuda:
-        archs = []
+    if is_ours(env):
+        forget_half_installed(describe(python)['site'])
+    found = describe(python)
+    # What a borrowed environment has of torch and of the stack stays as it is.
+    kept = {} if is_ours(env) else {name: found['installed'][name] for name in ('torch',) + names
+                                    if name in found['installed']}
+    if 'torch' not in kept:
+        if found['installed'].get('torch', '').split('+')[0] != pins['torch']:
+            install_torch(pip, pins['torch'], log, bool(archs))
+            found = describe(python)
+        kept['torch'] = found['installed']['torch']
+    torch, cuda = torch_in(env)
+    archs = archs if cuda else []
 
-    if not ops_fit(python, gpu=bool(archs)):
-        cuda_home = check_nvcc(cuda) if archs else None
-        check_tools(found['version'], found['headers'], False, True)
-        key = cache_key(mmcv, pins[mmcv], torch, found['abi'], found['platform'], archs)
-        wheel = wheel_with_ops(key, cache, lambda working, build_log: compile_mmcv(
-            python, '%s==%s' % (mmcv, pins[mmcv]), archs, cuda_home, working, build_log))
+    key = cache_key(mmcv, pins[mmcv], torch, found['abi'], found['platform'], archs)
+    ops_note = os.path.join(notes, 'ops')
+    if os.path.exists(ops_note):
+        with open(ops_note) as text:
+            ops_are_there = text.read() == key
+    else:
+        ops_are_there = not is_ours(env)
+    if not ops_are_there or not ops_fit(python, bool(archs)):
+        def build(working, build_log):
+            check_tools(found['version'], found['headers'], False, True)
+            return compile_mmcv(python, f'{mmcv}=={pins[mmcv]}', archs, check_nvcc(cuda) if archs else None,
+                                working, build_log)
+
+        wheel = wheel_with_ops(key, cache, build)
         # By its path: asked for by name, pip may take the wheel without ops that lies on PyPI.
-        run(pip + ['--no-deps', '--force-reinstall', wheel], '%s %s with its ops' % (mmcv, pins[mmcv]), log)
-        if not ops_fit(python, gpu=bool(archs)):
-            raise SetupError('the ops in %s do not load beside torch %s; delete that file and run the command again' % (
-                wheel, torch))
-        found = describe(python)
+        run(pip + ['--no-deps', '--force-reinstall', wheel], f'{mmcv} {pins[mmcv]} with its ops', log)
+        if not ops_fit(python, bool(archs)):
+            raise SetupError(f'the ops in {wheel} do not load beside torch {torch}; delete it and run this again')
+        with open(ops_note, 'w') as text:
+            text.write(key)
+        kept[mmcv] = pins[mmcv]
 
-    # torch, and what was there of the stack, stay as they are.
-    keep = {name: found['installed'][name] for name in ('torch',) + names if name in found['installed']}
     constraints = os.path.join(notes, 'constraints.txt')
     with open(constraints, 'w') as lines:
-        lines.writelines('%s==%s\n' % pin for pin in sorted(dict(pins, **keep).items()))
-    run(pip + ['-c', constraints, '-e', '%s[%s,test]' % (ROOT, stack)], 'the %s stack, the plugin, the test tools' % stack,
-        log)
-    mend_opencv(python, pip, env, log)
-    if torch_in(python, env)[0] != torch:
-        raise SetupError('pip replaced torch %s by %s in %s although it was told to keep it; see %s' % (
-            torch, torch_in(python, env)[0], env, log))
+        lines.writelines(f'{name}=={version}\n' for name, version in sorted(dict(pins, **kept).items()))
+    run(pip + ['-c', constraints, '-e', f'{ROOT}[{stack},test]'],
+        f'the {stack} stack, the plugin, what the tests need', log)
+    mend_opencv(env, pip, log)
+    torch_now = torch_in(env)[0]
+    if torch_now != torch:
+        raise SetupError(f'pip replaced torch {torch} by {torch_now} in {env} against its constraints; see {log}')
     try:
         ask(python, 'import mmcv.ops, mmengine, mmdet')
     except SetupError as fault:
-        raise SetupError('all is installed in %s, but it does not import: %s; see %s' % (env, fault, log))
-    if 'timm' not in found['installed']:
+        raise SetupError(f'all is installed in {env}, but does not import: {fault}; see {log}')
+    now = describe(python)['installed']
+    if 'timm' not in now:
         try:
-            run(pip + ['--no-deps', TIMM], '%s, for comparison in the tests' % TIMM, log)
+            run(pip + ['--no-deps', TIMM], f'{TIMM}, for a comparison in the tests', log)
         except SetupError:
-            say('  note: %s could not be had; the tests that compare with it are skipped' % TIMM)
+            say(f'  note: {TIMM} could not be installed; the tests that compare with it are skipped')
+    changed = [f"{name} {version} -> {now.get(name, 'removed')}"
+               for name, version in sorted(before['installed'].items()) if now.get(name) != version]
+    if changed and not is_ours(env):
+        say(f"changed in {env}: {', '.join(changed)}")
 
     stamp = os.path.join(notes, 'stamp')
     with open(stamp + '.new', 'w') as text:
-        text.write(stamp_of(env, stack))
+        text.write(stamp_of(env, stack, followed))
     os.replace(stamp + '.new', stamp)
 
 
@@ -584,19 +612,20 @@ def main(arguments=None):
     env = os.path.abspath(os.path.expanduser(options.env))
     try:
         if options.stack not in STACKS:
-            raise SetupError('STACK=%s is none of: %s' % (options.stack, ', '.join(STACKS)))
+            raise SetupError(f"STACK={options.stack} is none of: {', '.join(STACKS)}")
         if os.name != 'posix':
-            raise SetupError('this set-up runs on Linux and macOS, not on %s; under Windows use WSL' % platform.system())
+            raise SetupError(f'this script runs on Linux and macOS, not on {platform.system()}; there use WSL')
         if is_finished(env, options.stack):
             return 0
-        with only_one('environment-' + hashlib.sha256(env.encode()).hexdigest()[:16], cache_folder(), env):
+        cache = cache_folder()
+        with only_one('environment-' + hashlib.sha256(env.encode()).hexdigest()[:16], cache, env):
             if not is_finished(env, options.stack):
                 start = time.time()
-                install(env, options.stack, cache_folder())
-                say('%s is ready (%s)' % (env, minutes(time.time() - start)))
+                install(env, options.stack, cache)
+                say(f'{env} is ready ({minutes(time.time() - start)})')
         return 0
     except SetupError as fault:
-        print('setup_env: %s' % fault, file=sys.stderr)
+        print(f'setup_env: {fault}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('setup_env: interrupted; the same command goes on from here', file=sys.stderr)
