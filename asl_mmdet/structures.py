@@ -1,9 +1,12 @@
 """What one image of a multi-label data set carries from the pipeline to head, metric and visualizer."""
-from typing import Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor
+
+GROUND_TRUTH = ('gt_label', 'gt_negative', 'gt_unknown')
 
 
 class MultiLabelDataSample(BaseDataElement):
@@ -20,28 +23,122 @@ class MultiLabelDataSample(BaseDataElement):
     negative; 0 means unknown, absent means 1.
     """
 
+    def to(self, *args, **kwargs) -> 'MultiLabelDataSample':
+        """As of any data element, but ground truth stays where it is, and as it is.
+
+        Data preprocessors call this on every sample. A few indices are cheaper to gather on the CPU than to send one by
+        one, each copy waiting for the GPU; :func:`dense_targets` sends a batch of them at once.
+        """
+        moved = self.new()
+        moved.set_data({name: value.to(*args, **kwargs) for name, value in self.items()
+                        if name not in GROUND_TRUTH and hasattr(value, 'to')})
+        return moved
+
 
 def dense_targets(data_samples: Sequence[MultiLabelDataSample], num_classes: int,
                   device: Optional[torch.device] = None) -> Tuple[Tensor, Optional[Tensor]]:
-    """Targets (N, C) of 1, 0 and -1 (unknown) and their weights (N, C), or None where all weigh 1.
+    """What a batch says about every class.
+
+    Where the lists of a sample overlap, positive wins over unknown, and unknown over negative. The result is written on
+    ``device`` (CPU when None) without waiting for it. Indices that lie on a GPU are not read back to be checked: one out
+    of range turns the targets of the whole batch into NaN, and so the loss.
+
+    Returns:
+        Targets (N, C) of 1, 0 and -1 (unknown), and their weights (N, C), or None where all weigh 1; float32.
 
     Raises:
-        ValueError: a class index lies outside [0, C).
+        ValueError: a sample has no ground truth or another number of classes, a class index lies outside [0, C), or
+            ``untagged_weight`` outside [0, 1].
+        TypeError: class indices are not integers.
     """
-    untagged_weights = torch.tensor([sample.get('untagged_weight', 1.0) for sample in data_samples])
-    untagged_labels = torch.where(untagged_weights == 0, -1.0, 0.0)
-    targets = untagged_labels[:, None].repeat(1, num_classes)
-    partial = ((untagged_weights > 0) & (untagged_weights < 1))[:, None]
-    weights = torch.where(partial, untagged_weights[:, None], 1.0).repeat(1, num_classes) if partial.any() else None
+    device = torch.device('cpu' if device is None else device)
+    _check_samples(data_samples, num_classes)
+    untagged = [float(sample.get('untagged_weight', 1.0)) for sample in data_samples]
+    weights, wrong = None, []
+    if all(weight == 1 for weight in untagged):
+        targets = torch.zeros(len(untagged), num_classes, device=device)
+    else:
+        column = _send(torch.tensor(untagged), device)[:, None]  # (N, 1)
+        targets = torch.where(column == 0, -1.0, 0.0).repeat(1, num_classes)
+        if any(0 < weight < 1 for weight in untagged):
+            weights = torch.where(column == 0, 1.0, column).repeat(1, num_classes)
     for name, label in (('gt_negative', 0.0), ('gt_unknown', -1.0), ('gt_label', 1.0)):
-        listed = [sample.get(name, torch.empty(0, dtype=torch.int64)) for sample in data_samples]
-        columns = torch.cat(listed) if listed else torch.empty(0, dtype=torch.int64)
-        if columns.numel() and not 0 <= int(columns.min()) <= int(columns.max()) < num_classes:
-            wrong = next((s, c) for s, cs in zip(data_samples, listed) for c in cs.tolist() if not 0 <= c < num_classes)
-            raise ValueError(f'{name} of {wrong[0].get("img_path", "a sample")} holds class {wrong[1]}, but the head has '
-                             f'num_classes={num_classes}')
-        rows = torch.repeat_interleave(torch.tensor([len(columns) for columns in listed], dtype=torch.int64))
+        listed = [sample.get(name) for sample in data_samples]
+        lengths = [0 if columns is None else len(columns) for columns in listed]
+        if not any(lengths):
+            continue
+        rows = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
+        columns = _concatenate(name, [columns for columns in listed if columns is not None])
+        if columns.device.type == 'cpu':
+            _check_range(name, columns, rows, data_samples, num_classes)
+            rows, columns = _send(torch.stack((rows, columns)), device)
+        else:
+            rows, columns = _send(rows, device), columns.to(device)
+            wrong.append(((columns < 0) | (columns >= num_classes)).any())
+            columns = columns.clamp(0, num_classes - 1)
         targets[rows, columns] = label
         if weights is not None:
             weights[rows, columns] = 1.0
-    return targets.to(device), None if weights is None else weights.to(device)
+    for any_wrong in wrong:
+        targets.masked_fill_(any_wrong, torch.nan)
+    return targets, weights
+
+
+def index_targets(data_samples: Sequence[MultiLabelDataSample], num_classes: int,
+                  device: Optional[torch.device] = None) -> Tensor:
+    """(N,) int64: the one class of each image, for losses over classes that exclude each other.
+
+    Indices that lie on a GPU are not read back to be checked.
+
+    Raises:
+        ValueError: as of :func:`dense_targets`; or an image has no positive class, or several.
+        TypeError: class indices are not integers.
+    """
+    _check_samples(data_samples, num_classes)
+    labels = [sample.get('gt_label', torch.empty(0, dtype=torch.int64)) for sample in data_samples]
+    for sample, label in zip(data_samples, labels):
+        if len(label) != 1:
+            raise ValueError(f'gt_label of {_image(sample)} holds {len(label)} classes, but the loss is a softmax over '
+                             'classes of which each image has one; use AsymmetricLoss for multi-label data')
+    target = _concatenate('gt_label', labels)
+    if target.device.type == 'cpu':
+        _check_range('gt_label', target, range(len(labels)), data_samples, num_classes)
+    return _send(target, torch.device('cpu' if device is None else device))
+
+
+def _check_samples(data_samples: Sequence[MultiLabelDataSample], num_classes: int) -> None:
+    for sample in data_samples:
+        if sample.get('num_classes', num_classes) != num_classes:
+            raise ValueError(f'the data set of {_image(sample)} has {sample.num_classes} classes, but the head has '
+                             f'num_classes={num_classes}; set model.head.num_classes={sample.num_classes}')
+        if all(sample.get(name) is None for name in GROUND_TRUTH):
+            raise ValueError(f'{_image(sample)} has no ground truth: none of {", ".join(GROUND_TRUTH)} is set. An image '
+                             'without any positive class has an empty gt_label')
+        weight = sample.get('untagged_weight', 1.0)
+        if not 0 <= weight <= 1:
+            raise ValueError(f'untagged_weight={weight} of {_image(sample)} must lie in [0, 1]')
+
+
+def _concatenate(name: str, columns: List[Tensor]) -> Tensor:
+    indices = torch.cat(columns)
+    if indices.is_floating_point() or indices.dtype == torch.bool:
+        raise TypeError(f'{name} holds {indices.dtype}, but lists class indices: give it the dtype torch.int64')
+    return indices.long()
+
+
+def _check_range(name: str, columns: Tensor, rows: Sequence[int], data_samples: Sequence[MultiLabelDataSample],
+                 num_classes: int) -> None:
+    wrong = ((columns < 0) | (columns >= num_classes)).nonzero()
+    if len(wrong):
+        sample, column = data_samples[rows[wrong[0]]], columns[wrong[0]].item()
+        raise ValueError(f'{name} of {_image(sample)} holds class {column}, but classes are numbered from 0 to '
+                         f'{num_classes - 1}')
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    # Only a copy from pinned memory is certain not to wait for the GPU.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else tensor.to(device)
+
+
+def _image(sample: MultiLabelDataSample) -> str:
+    return sample.get('img_path') or 'a sample'
