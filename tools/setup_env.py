@@ -193,7 +193,7 @@ def check_tools(version, headers, needs_venv, needs_compiler):
     header = os.path.join(headers, 'Python.h')
     brew_python = 'brew install ' + python.replace('python', 'python@')
     missing = []  # what it is, its package for apt, its package for dnf, the command on macOS
-    if needs_venv and not works(sys.executable, 'import venv, ensurepip'):
+    if needs_venv and not works(sys.executable, 'import venv, ensurepip; ensurepip.version()'):
         missing.append((f'the module ensurepip of {python}', f'{python}-venv', python, brew_python))
     if needs_compiler and not cxx_compiler():
         wanted = os.environ.get('CXX') or 'c++'
