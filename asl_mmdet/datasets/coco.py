@@ -1,0 +1,121 @@
+"""MS-COCO 2014 and 2017 as a multi-label set, from the instances JSON that detectors are trained on."""
+import json
+from typing import List, Tuple
+
+import numpy as np
+from mmdet.registry import DATASETS
+
+from .label_index import AnnotationError, LabelIndex, Ragged, encode_names
+from .multi_label import MultiLabelDataset
+
+
+@DATASETS.register_module()
+class CocoMultiLabelDataset(MultiLabelDataset):
+    """Instances JSON of COCO, or of any tool that writes COCO's format (https://cocodataset.org/#format-data).
+
+    A class is positive where it has at least one annotation, crowds included. Classes stand in the order of the category
+    ids, which have gaps. Images without any annotation are dropped, so that COCO 2014 has 82,081 images for training and
+    40,137 for validation (section 4.1.1); ``expected_images`` checks such a number. Arguments: ``MultiLabelDataset``.
+    """
+
+    def __init__(self, *args, unannotated: str = 'drop', **kwargs):
+        super().__init__(*args, unannotated=unannotated, **kwargs)
+
+    def read_index(self) -> LabelIndex:
+        return self.read_through_cache(self._parse, [self.ann_file], format='coco')
+
+    def _parse(self):
+        content = read_coco_json(self.ann_file)
+        classes, names, ids, rows, columns = coco_arrays(content, self.ann_file)
+        return LabelIndex(names, classes, dict(gt_label=Ragged.from_pairs(rows, columns, len(names), len(classes))), ids)
+
+
+def read_coco_json(path: str) -> dict:
+    """Lists ``images``, ``annotations`` and ``categories``, without the outlines, which are most of COCO's files.
+
+    Raises:
+        AnnotationError: not JSON, or another format.
+    """
+    def without_outlines(entry):
+        entry.pop('segmentation', None)
+        return entry
+
+    with open(path, 'rb') as file:
+        data = file.read()
+    try:
+        try:
+            text = data.decode('utf-8-sig')
+        except UnicodeDecodeError:
+            # FGVC's Herbarium metadata hold names of authors in Latin-1.
+            text = data.decode('latin-1')
+        del data
+        content = json.loads(text, object_hook=without_outlines)
+    except (ValueError, RecursionError) as error:
+        raise AnnotationError(f'{path} is not a JSON file: {error}') from None
+    for key in ('images', 'annotations', 'categories'):
+        entries = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise AnnotationError(f'{path} has no list {key!r} of objects, as COCO\'s instances files have. (The files of '
+                                  'the test images, and captions files, have no labels.)')
+    return content
+
+
+def coco_arrays(content: dict, path: str) -> Tuple[Tuple[str, ...], np.ndarray, np.ndarray, List[int], List[int]]:
+    """``(classes, names, ids, rows, columns)``: annotation i says that image ``rows[i]`` has class ``columns[i]``.
+
+    Raises:
+        AnnotationError: an id or name is missing, repeated, of the wrong kind or not declared.
+    """
+    categories = sorted((_get(entry, 'id', int, 'categories', i, path), _get(entry, 'name', str, 'categories', i, path))
+                        for i, entry in enumerate(content['categories']))
+    classes = tuple(name for _, name in categories)
+    column_of_id = {category: column for column, (category, _) in enumerate(categories)}
+    row_of_id, row_of_name, names = {}, {}, []
+    for i, entry in enumerate(content['images']):
+        row_of_id[_get(entry, 'id', (int, str), 'images', i, path)] = i
+        names.append(_get(entry, 'file_name', str, 'images', i, path))
+        row_of_name[names[-1]] = i
+    for what, found, total in (('category ids', len(column_of_id), len(classes)), ('names', len(set(classes)), len(classes)),
+                               ('image ids', len(row_of_id), len(names)), ('file names', len(row_of_name), len(names))):
+        if found < total:
+            raise AnnotationError(f'{path}: {total - found} {what} occur twice, {_first_repeated(content, what)}')
+    rows, columns = [], []
+    for i, entry in enumerate(content['annotations']):
+        image, category = entry.get('image_id'), entry.get('category_id')
+        try:
+            rows.append(row_of_id[image])
+            columns.append(column_of_id[category])
+        except (KeyError, TypeError):
+            known = len(rows) > len(columns)
+            raise AnnotationError(f'{path}: annotation {entry.get("id", f"no. {i}")} is of ' +
+                                  (f'category_id {category!r}, which "categories" does not declare' if known else
+                                   f'image_id {image!r}, which "images" does not declare')) from None
+    try:
+        encoded = encode_names(names)
+    except AnnotationError as error:
+        raise AnnotationError(f'{path}: {error}') from None
+    ids = list(row_of_id)
+    if any(isinstance(image, str) for image in ids):
+        ids = [str(image).encode() for image in ids]
+    try:
+        return classes, encoded, np.array(ids, dtype='S' if ids and isinstance(ids[0], bytes) else np.int64), rows, columns
+    except OverflowError:
+        raise AnnotationError(f'{path}: an image id needs more than 64 bits') from None
+
+
+def _get(entry, key, kind, table, i, path):
+    value = entry.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise AnnotationError(f'{path}: {table}[{i}] has {key} {value!r}' if key in entry else
+                              f'{path}: {table}[{i}] has no {key}')
+    return value
+
+
+def _first_repeated(content, what):
+    table, key = {'category ids': ('categories', 'id'), 'names': ('categories', 'name'), 'image ids': ('images', 'id'),
+                  'file names': ('images', 'file_name')}[what]
+    seen = set()
+    for entry in content[table]:
+        if entry[key] in seen:
+            return f'such as {key} {entry[key]!r} in "{table}"'
+        seen.add(entry[key])

@@ -1,0 +1,318 @@
+"""Everybody else's multi-label data: a CSV with one row per image."""
+import csv
+import re
+from array import array
+from itertools import islice
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+from mmdet.registry import DATASETS
+
+from .label_index import AnnotationError, LabelIndex, Ragged, encode_names
+from .multi_label import MultiLabelDataset, suggestion
+
+IMAGE_COLUMNS = ('image', 'images', 'img', 'file', 'filename', 'file_name', 'filepath', 'file_path', 'path', 'img_path',
+                 'image_path', 'image_name', 'image_file', 'image_id')
+LABEL_COLUMNS = ('label', 'labels', 'tag', 'tags', 'class', 'classes', 'category', 'categories')
+SEPARATORS = (';', '|', ',', '\t')
+MARKS = {'1': 1, '1.0': 1, 'true': 1, '0': 0, '0.0': 0, 'false': 0, '-1': -1, '-1.0': -1}
+
+
+@DATASETS.register_module()
+class CSVMultiLabelDataset(MultiLabelDataset):
+    """A table with a header, UTF-8, and labels in one of three forms::
+
+        image,labels          image,labels        image,dog,tree,sky
+        a.jpg,dog;tree        a.jpg,0 3           a.jpg,1,1,0
+        b.jpg,                b.jpg,              b.jpg,0,0,-1
+
+    names, indices into ``metainfo=dict(classes=...)``, or a column for each class with 1, 0 and -1 (unknown). Form,
+    separator and columns are told apart by the whole file and stated in the log; where two readings are possible, the
+    error lists the options that decide. Without ``classes`` names are numbered in alphabetical order.
+
+    Args:
+        image_column, label_column: name, or position from 0; ``label_column`` may be a list of class columns. By default
+            the image column is the one called image, filename, path or the like, and labels are all others.
+        label_form: ``'names'``, ``'indices'`` or ``'columns'``.
+        label_separator: between the labels of a cell.
+        delimiter: between the columns.
+        header: False where the first line is data; then the image stands in column 0 unless ``image_column`` says other.
+        index_base: 1 where indices count from 1.
+        empty_cell: what an empty cell of a class column means: ``'error'``, ``'negative'`` or ``'unknown'``.
+        other_labels: ``'error'``, or ``'ignore'`` to leave out labels that are not among ``classes``.
+        merge_rows: whether an image may stand in several rows, one for each of its labels.
+        image_suffix: put behind every image name, such as ``'.jpg'``.
+
+    The other arguments are those of ``MultiLabelDataset``.
+    """
+
+    def __init__(self, *args, image_column: Union[str, int, None] = None,
+                 label_column: Union[str, int, Sequence[Union[str, int]], None] = None, label_form: Optional[str] = None,
+                 label_separator: Optional[str] = None, delimiter: str = ',', header: bool = True, index_base: int = 0,
+                 empty_cell: str = 'error', other_labels: str = 'error', merge_rows: bool = False, image_suffix: str = '',
+                 **kwargs):
+        for name, value, choices in (('label_form', label_form, (None, 'names', 'indices', 'columns')),
+                                     ('index_base', index_base, (0, 1)), ('other_labels', other_labels, ('error', 'ignore')),
+                                     ('empty_cell', empty_cell, ('error', 'negative', 'unknown'))):
+            if value not in choices:
+                raise ValueError(f'{name}={value!r}: give one of {choices}')
+        self.image_column, self.label_column, self.label_form = image_column, label_column, label_form
+        self.label_separator, self.delimiter, self.header, self.index_base = label_separator, delimiter, header, index_base
+        self.empty_cell, self.other_labels, self.merge_rows = empty_cell, other_labels, merge_rows
+        self.image_suffix = image_suffix
+        super().__init__(*args, **kwargs)
+
+    def read_index(self) -> LabelIndex:
+        self.require_file(self.ann_file)
+        header, first = self._first_rows()
+        image = self._image_column(header)
+        columns = self._label_columns(header, image, first)
+        one_column = self.label_form != 'columns' and not isinstance(self.label_column, (list, tuple)) and len(columns) == 1
+        return self._read_lists(header, image, columns[0]) if one_column else self._read_columns(header, image, columns)
+
+    # -------------------------------------------------------------------------------------------------- what stands where
+
+    def _lines(self) -> Iterator[Tuple[int, List[str]]]:
+        """``(line, cells)`` of each row, the header included; blank lines do not count."""
+        line, width, header_line = 1, None, 1
+        with open(self.ann_file, encoding='utf-8-sig', newline='') as file:
+            reader = csv.reader(file, delimiter=self.delimiter, strict=True)
+            try:
+                for cells in reader:
+                    if cells:
+                        if width is None:
+                            width, header_line = len(cells), line
+                        if len(cells) != width:
+                            raise AnnotationError(f'{self.ann_file}, line {line}: {len(cells)} fields {_short(cells)}, but '
+                                                  f'line {header_line} has {width}. A field that holds {self.delimiter!r} '
+                                                  'stands in double quotes')
+                        yield line, cells
+                    line = reader.line_num + 1
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise AnnotationError(f'{self.ann_file}, the row that begins in line {line}: {error}') from None
+
+    def _rows(self) -> Iterator[Tuple[int, List[str]]]:
+        """``(line, cells)`` of each row of data."""
+        return islice(self._lines(), int(self.header), None)
+
+    def _first_rows(self):
+        rows = [[cell.strip() for cell in cells] for _, cells in islice(self._lines(), 2)]
+        if len(rows) < (2 if self.header else 1):
+            raise AnnotationError(f'{self.ann_file} has no rows of data')
+        if not self.header:
+            return [str(column) for column in range(len(rows[0]))], rows[0]
+        header, first = rows
+        picture = next((cell for cell in header if re.search(r'\.(jpe?g|png|bmp|webp|tiff?|gif)$', cell, re.I)), None)
+        if picture:
+            self._refuse(f'line 1 names a picture, {picture!r}: is there no header?', 'header=False')
+        if len(set(header)) < len(header):
+            self._refuse(f'line 1 names a column twice: {_short(header)}', 'header=False, if that line is data')
+        if len(header) == 1:
+            self._refuse(f'one column only, {header[0]!r}', "delimiter=';' or whatever stands between the columns")
+        return header, first
+
+    def _image_column(self, header):
+        if self.image_column is not None or not self.header:
+            return self._position(header, 0 if self.image_column is None else self.image_column)
+        found = [column for column, name in enumerate(header) if name.lower() in IMAGE_COLUMNS]
+        if len(found) != 1:
+            self._refuse(f'{"no" if not found else "more than one"} column of {_short(header)} is called '
+                         f'{", ".join(IMAGE_COLUMNS[:4])} or the like', 'image_column=...')
+        return found[0]
+
+    def _label_columns(self, header, image, first):
+        if self.label_column is not None:
+            wanted = self.label_column if isinstance(self.label_column, (list, tuple)) else [self.label_column]
+            return [self._position(header, column) for column in wanted]
+        columns = [column for column in range(len(header)) if column != image]
+        if not columns:
+            self._refuse('there is no column besides the image', 'delimiter=...')
+        if len(columns) > 1 and self.label_form in ('names', 'indices'):
+            self._refuse(f'{len(columns)} columns besides the image, {_short([header[c] for c in columns])}', 'label_column=...')
+        if len(columns) > 1:
+            listed = [header[column] for column in columns if header[column].lower() in LABEL_COLUMNS]
+            wrong = next((column for column in columns if first[column].lower() not in ('', *MARKS)), None)
+            if listed or wrong is not None:
+                reason = f'besides columns of other contents stands {listed[0]!r}' if listed else \
+                    f'column {header[wrong]!r} begins with {first[wrong]!r}, and no 0/1 column does'
+                self._refuse(f'{len(columns)} columns besides the image, {_short([header[c] for c in columns])}, and {reason}',
+                             "label_column='...' for one column of names or indices, label_column=['...', '...'] for class "
+                             'columns with 1, 0 and -1')
+        return columns
+
+    def _position(self, header, column):
+        if isinstance(column, str) and column in header:
+            return header.index(column)
+        if isinstance(column, int) and 0 <= column < len(header):
+            return column
+        raise AnnotationError(f'{self.ann_file} has no column {column!r}; its columns: {_short(header)}')
+
+    def _refuse(self, reason, way_out):
+        raise AnnotationError(f'{self.ann_file}: {reason}. Decide with {way_out}')
+
+    # ------------------------------------------------------------------------------------------------ one column per class
+
+    def _read_columns(self, header, image, columns):
+        marks = dict(MARKS)
+        if self.empty_cell != 'error':
+            marks[''] = {'negative': 0, 'unknown': -1}[self.empty_cell]
+        pairs = {1: (array('q'), array('i')), -1: (array('q'), array('i'))}
+        lines = array('q')
+
+        def images():
+            for row, (line, cells) in enumerate(self._rows()):
+                lines.append(line)
+                for label, column in enumerate(columns):
+                    mark = marks.get(cells[column]) if cells[column] in marks else marks.get(cells[column].strip().lower())
+                    if mark is None:
+                        cell, empty = cells[column], not cells[column].strip()
+                        raise AnnotationError(
+                            f'{self.ann_file}, line {line}, column {header[column]!r}: {cell!r} is not 1, 0 or -1. ' +
+                            ("empty_cell='negative' or 'unknown' says what an empty cell means" if empty else
+                             'label_column=... says which columns hold labels'))
+                    if mark:
+                        pairs[mark][0].append(row)
+                        pairs[mark][1].append(label)
+                yield cells[image].strip() + self.image_suffix
+
+        names = self._encode(images(), lines)
+        if len(self._unique(names, lines)[0]) < len(names):
+            self._refuse('merge_rows=True is for tables with one column of labels', 'unique image names')
+        classes = tuple(header[column] for column in columns)
+        self.log(f'{self.ann_file} read as one column per class with 1, 0 and -1; images in column {header[image]!r}')
+        lists = {name: Ragged.from_pairs(np.asarray(rows), np.asarray(labels), len(names), len(classes))
+                 for name, (rows, labels) in (('gt_label', pairs[1]), ('gt_unknown', pairs[-1])) if rows or name == 'gt_label'}
+        return LabelIndex(names, classes, lists)
+
+    # ------------------------------------------------------------------------------------------------- one column of lists
+
+    def _read_lists(self, header, image, column):
+        separator = self._separator(column)
+        vocabulary: Dict[str, int] = {}
+        first_lines, tokens, counts, lines = array('q'), array('i'), array('i'), array('q')
+
+        def images():
+            for line, cells in self._rows():
+                lines.append(line)
+                labels = self._split(cells[column], separator, line)
+                for label in labels:
+                    token = vocabulary.setdefault(label, len(vocabulary))
+                    if token == len(first_lines):
+                        first_lines.append(line)
+                    tokens.append(token)
+                counts.append(len(labels))
+                yield cells[image].strip() + self.image_suffix
+
+        names = self._encode(images(), lines)
+        form, classes, column_of_token = self._form(vocabulary, first_lines, separator)
+        self.log(f'{self.ann_file} read as {form}' + (f' separated by {separator!r}' if separator else ', one per image') +
+                 f', in column {header[column]!r}; images in column {header[image]!r}; {len(classes):,} classes' +
+                 (' from the file in alphabetical order' if self._metainfo.get('classes') is None else ''))
+        unique, row_of_line = self._unique(names, lines)
+        columns = column_of_token[np.asarray(tokens)]
+        rows = np.repeat(row_of_line, np.asarray(counts))[columns >= 0]
+        return LabelIndex(unique, classes, dict(gt_label=Ragged.from_pairs(rows, columns[columns >= 0], len(unique),
+                                                                           len(classes))))
+
+    def _separator(self, column):
+        """What stands between labels, None where each cell holds one."""
+        if self.label_separator is not None:
+            return self.label_separator
+        classes = set(self._metainfo.get('classes') or ())
+        found, spaced, whole, split, numbers = {}, None, True, True, True
+        for line, cells in self._rows():
+            cell = cells[column].strip()
+            if cell[:1] in ('[', '{', '('):
+                self._refuse(f'line {line}: {cell[:40]!r} looks like a Python list', "plain text such as 'dog;tree', or "
+                             'NUSWideDataset for the file of the ASL authors')
+            for separator in SEPARATORS:
+                if separator in cell:
+                    found.setdefault(separator, line)
+            if ' ' in cell and not found:
+                spaced = spaced or line
+                parts = cell.split()
+                whole, split = whole and cell in classes, split and classes.issuperset(parts)
+                numbers = numbers and all(part.isdigit() for part in parts)
+        if len(found) > 1:
+            self._refuse('labels hold ' + ' and '.join(f'{separator!r} (line {line})' for separator, line in found.items()),
+                         f'label_separator={next(iter(found))!r}')
+        if found:
+            return next(iter(found))
+        if spaced and not numbers and whole == split:
+            self._refuse(f'line {spaced}: is the space in the labels between two labels, or within a name?',
+                         "label_separator=' ' for the one, label_separator=';' for the other")
+        return ' ' if spaced and (numbers or split) else None
+
+    def _split(self, cell, separator, line):
+        labels = [label.strip() for label in cell.split(separator)] if separator else [cell.strip()]
+        if labels[-1] == '':
+            labels.pop()
+        if '' in labels and separator != ' ':
+            raise AnnotationError(f'{self.ann_file}, line {line}: {cell[:80]!r} has an empty label')
+        return [label for label in labels if label]
+
+    def _form(self, vocabulary, first_lines, separator):
+        """``(form, classes, column_of_token)``; column -1 for labels to be left out."""
+        classes, form = self._metainfo.get('classes'), self.label_form
+        numbers = bool(vocabulary) and all(label.isdigit() and label.isascii() for label in vocabulary)
+        if form is None and numbers:
+            example = next(iter(vocabulary))
+            if classes is None:
+                self._refuse(f'labels are numbers such as {example!r}', "metainfo=dict(classes=[...]) if they are indices, "
+                             "label_form='names' if they are names")
+            if set(vocabulary) <= set(classes) and list(classes) != [str(column) for column in range(len(classes))]:
+                self._refuse(f'labels are numbers such as {example!r}, and so are the names in classes',
+                             "label_form='names' or 'indices'")
+            if separator is None and set(vocabulary) <= {'0', '1'}:
+                self._refuse('the only label column holds 0 and 1', "label_form='columns' if it is a class of that name, "
+                             "label_form='indices' if it is the index of a class")
+        form = form or ('indices' if numbers else 'names')
+        if classes is None:
+            if form == 'indices':
+                self._refuse('indices alone do not tell how many classes there are', 'metainfo=dict(classes=[...])')
+            classes = sorted(vocabulary)
+        column_of_name = {str(column + self.index_base) if form == 'indices' else name: column
+                          for column, name in enumerate(classes)}
+        columns = np.empty(len(vocabulary), dtype=np.int64)
+        for label, token in vocabulary.items():
+            key = str(int(label)) if form == 'indices' and label.isdigit() and label.isascii() else label
+            columns[token] = column_of_name.get(key, -1)
+            if columns[token] < 0 and (form == 'indices' or self.other_labels == 'error'):
+                place = f'{self.ann_file}, line {first_lines[token]}: '
+                if form == 'indices':
+                    raise AnnotationError(
+                        f'{place}index {label} lies outside [{self.index_base}, {len(classes) - 1 + self.index_base}]' +
+                        ('. index_base=1 counts from 1' if label == str(len(classes)) and not self.index_base else ''))
+                raise AnnotationError(f'{place}{label!r} is none of the {len(classes):,} classes'
+                                      f'{suggestion(label, classes)}; other_labels=\'ignore\' leaves such labels out' +
+                                      ('' if separator else '. Each cell is read as one label: label_separator=... splits it'))
+        return form, tuple(classes), columns
+
+    # -------------------------------------------------------------------------------------------------------------- images
+
+    def _encode(self, images, lines):
+        try:
+            return encode_names(images)
+        except AnnotationError as error:
+            if str(error).startswith(self.ann_file):
+                raise
+            raise AnnotationError(f'{self.ann_file}, line {lines[-1]}: {error}') from None
+
+    def _unique(self, names, lines):
+        """``(unique names in the order of the file, row of each line among them)``."""
+        unique, first, inverse = np.unique(names, return_index=True, return_inverse=True)
+        if len(unique) == len(names):
+            return names, np.arange(len(names))
+        if not self.merge_rows:
+            again = int(np.flatnonzero(first[inverse] != np.arange(len(names)))[0])
+            raise AnnotationError(f'{self.ann_file}: image {names[again].decode()!r} stands in lines '
+                                  f'{lines[first[inverse[again]]]} and {lines[again]} ({len(names) - len(unique):,} such '
+                                  'lines). merge_rows=True is for one row per label')
+        order = np.argsort(first)
+        row_of_unique = np.empty_like(order)
+        row_of_unique[order] = np.arange(len(order))
+        return names[first[order]], row_of_unique[inverse]
+
+
+def _short(cells):
+    return ', '.join(repr(cell[:40]) for cell in cells[:12]) + (' ...' if len(cells) > 12 else '')

@@ -1,0 +1,81 @@
+"""A label index kept beside the annotation files it was read from, so that only the first start parses them."""
+import contextlib
+import json
+import logging
+import os
+import tempfile
+import zipfile
+from typing import Callable, Sequence
+
+import numpy as np
+from mmengine.logging import print_log
+
+from .label_index import LabelIndex
+
+try:
+    import fcntl
+except ImportError:  # Windows: several ranks may parse at once, which costs time only.
+    fcntl = None
+
+FORMAT = 1
+
+
+def cached_index(cache_file: str, sources: Sequence[str], options: dict, read: Callable[[], LabelIndex]) -> LabelIndex:
+    """``read()``, or what it gave when the sources and options were the same.
+
+    The cache is an npz file that is read without pickle, and is replaced whole. It counts as the same when size and
+    modification time of every source, the options (JSON) and the format number agree. Where the folder cannot be
+    written, the log says so and every start parses. Of several processes on one machine, one parses and the others wait.
+    """
+    key = json.dumps([FORMAT, options] + [[os.path.basename(path), os.stat(path).st_size, os.stat(path).st_mtime_ns]
+                                          for path in sources])
+    index = _load(cache_file, key)
+    if index is not None:
+        return index
+    if not os.access(os.path.dirname(cache_file) or '.', os.W_OK):
+        print_log(f'{cache_file} cannot be written, so that {sources[0]} is parsed at every start', 'current',
+                  logging.WARNING)
+        return read()
+    with _one_process_at_a_time(sources[0]):
+        index = _load(cache_file, key)
+        if index is None:
+            index = read()
+            _save(cache_file, key, index)
+    return index
+
+
+def _load(cache_file, key):
+    try:
+        with np.load(cache_file, allow_pickle=False) as arrays:
+            if arrays['key'].item() != key:
+                return None
+            return LabelIndex.from_arrays({name: arrays[name] for name in arrays.files})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        print_log(f'{cache_file} is not a cache of labels and is built anew: {error}', 'current', logging.WARNING)
+        return None
+
+
+def _save(cache_file, key, index):
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=os.path.dirname(cache_file) or '.', suffix='.tmp', delete=False) as file:
+            temporary = file.name
+            np.savez(file, key=np.array(key), **index.to_arrays())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, cache_file)
+    except OSError as error:
+        print_log(f'{cache_file} was not written: {error}', 'current', logging.WARNING)
+        if temporary and os.path.exists(temporary):
+            os.remove(temporary)
+
+
+@contextlib.contextmanager
+def _one_process_at_a_time(path):
+    """Holds a lock on the file that ends with the process; goes on without where the file system has none."""
+    with open(path, 'rb') as file:
+        with contextlib.suppress(OSError):
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield

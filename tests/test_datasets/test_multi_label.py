@@ -1,0 +1,375 @@
+"""What all data sets share, seen through the COCO fixture: choice of images, checks at start, report, unreadable images."""
+import copy
+import logging
+import os
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import DATASETS
+from mmengine.dataset import ClassBalancedDataset, ConcatDataset, DefaultSampler, RepeatDataset
+from mmengine.evaluator import BaseMetric
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from asl_mmdet.datasets import (AnnotationError, CocoMultiLabelDataset, CSVMultiLabelDataset, PackMultiLabelInputs,
+                                check_no_overlap)
+from asl_mmdet.datasets.label_index import LabelIndex, Ragged, encode_names, normalize_names
+from asl_mmdet.structures import MultiLabelDataSample, dense_targets
+
+
+def table(folder, names, **kwargs):
+    """A CSV of these images, all labelled 'dog', with the images beside it."""
+    (folder / 'table.csv').write_text('image,labels\n' + ''.join(f'{name},dog\n' for name in names))
+    return CSVMultiLabelDataset(ann_file='table.csv', data_root=str(folder), **kwargs)
+
+
+@pytest.fixture
+def log(monkeypatch):
+    lines = []
+    monkeypatch.setattr('asl_mmdet.datasets.multi_label.print_log',
+                        lambda message, logger=None, level=logging.INFO: lines.append((level, message)))
+    return lines
+
+
+# ----------------------------------------------------------------------------------------------------------------- arrays
+
+
+def test_ragged_agrees_with_lists():
+    generator = np.random.default_rng(0)
+    rows, classes = generator.integers(0, 50, 400), generator.integers(0, 300, 400)
+    rows = rows[rows % 7 != 0]
+    classes = classes[:len(rows)]
+    lists = [sorted(set(classes[rows == row].tolist())) for row in range(50)]
+    ragged = Ragged.from_pairs(rows, classes, 50, 300)
+    assert [ragged[row].tolist() for row in range(50)] == lists
+    assert ragged.values.dtype == np.uint16 and ragged[3].dtype == np.int64
+    picked = generator.integers(0, 50, 30)
+    assert [ragged.take(picked)[i].tolist() for i in range(30)] == [lists[row] for row in picked]
+    mask = generator.random(50) < 0.5
+    assert [ragged.take(mask)[i].tolist() for i in range(mask.sum())] == [lists[row] for row in np.flatnonzero(mask)]
+    new_of_old = np.where(np.arange(300) % 3 == 0, 99 - np.arange(300) // 3, -1)
+    assert [ragged.renumber(new_of_old, 100)[row].tolist() for row in range(50)] == \
+        [sorted(99 - label // 3 for label in labels if label % 3 == 0) for labels in lists]
+
+
+def test_names_outside_the_folder_are_found_and_others_put_in_normal_form():
+    names = ['a.jpg', './b.jpg', 'c//d/./e.jpg', '../f.jpg', 'g/../../h.jpg', '/etc/i.jpg', '..\\j.jpg', 'C:k.jpg', '..l.jpg',
+             'm..jpg', 'n./o.jpg']
+    normal, outside = normalize_names(encode_names(names))
+    assert [names[row] for row in outside] == ['../f.jpg', 'g/../../h.jpg', '/etc/i.jpg', '..\\j.jpg', 'C:k.jpg']
+    assert normal[[0, 1, 2, 8, 9, 10]].tolist() == [b'a.jpg', b'b.jpg', b'c/d/e.jpg', b'..l.jpg', b'm..jpg', b'n./o.jpg']
+
+
+@pytest.mark.parametrize('name', ['', ' ', 'a\0.jpg', '\ud800.jpg', 'x' * 1025])
+def test_what_cannot_be_a_file_name_is_refused(name):
+    with pytest.raises(AnnotationError, match='is not the name of an image file'):
+        encode_names(['a.jpg', name])
+
+
+# ------------------------------------------------------------------------------------------------------ choice and checks
+
+
+def test_report_and_statistics(coco, log):
+    dataset = CocoMultiLabelDataset(**coco['config'])
+    counts = dataset.statistics()
+    # 4 labels on 3 images of 3 classes: 4 positives, 5 negatives.
+    assert counts['positives'].tolist() == [2, 2, 0]
+    assert (counts['images'], counts['classes'], counts['labels_per_image']) == (3, 3, pytest.approx(4 / 3))
+    assert counts['positive_negative_ratio'] == pytest.approx(4 / 5)
+    assert counts['classes_without_positives'] == ['toothbrush']
+    assert len(log) == 1
+    for part in ('3 images', '4 in ', '3 with labels', '3 classes', '1.33 labels per image', 'ratio 0.8000',
+                 '1 classes without positives: toothbrush'):
+        assert part in log[0][1]
+
+
+def test_only_the_main_process_reports(coco, log, monkeypatch):
+    monkeypatch.setattr('asl_mmdet.datasets.multi_label.is_main_process', lambda: False)
+    CocoMultiLabelDataset(**coco['config'])
+    assert log == []
+
+
+def test_ratio_counts_untagged_classes_as_the_weight_says(coco):
+    unknown = CocoMultiLabelDataset(**coco['config'], untagged_weight=0)
+    assert unknown.statistics()['positive_negative_ratio'] == float('inf')
+    assert CocoMultiLabelDataset(**coco['config'], untagged_weight=0.1).statistics()['positive_negative_ratio'] == 4 / 5
+
+
+def test_expected_images(coco):
+    assert len(CocoMultiLabelDataset(**coco['config'], expected_images=3)) == 3
+    with pytest.raises(AnnotationError, match='instances_val2014.json gives 3 images, but expected_images=4'):
+        CocoMultiLabelDataset(**coco['config'], expected_images=4)
+
+
+def test_classes_are_selected_reordered_and_named_when_missing(coco):
+    dataset = CocoMultiLabelDataset(**coco['config'], metainfo=dict(classes=('toothbrush', 'dog')))
+    assert dataset.metainfo['classes'] == ('toothbrush', 'dog')
+    # The image that holds a person only is annotated, and stays as an image without positives.
+    assert [dataset.get_data_info(i)['gt_label'].tolist() for i in range(3)] == [[1], [], [1]]
+    assert dataset.get_data_info(0)['num_classes'] == 2
+    with pytest.raises(AnnotationError, match=r"has no class 'tothbrush' \(did you mean 'toothbrush'\?\)"):
+        CocoMultiLabelDataset(**coco['config'], metainfo=dict(classes=('dog', 'tothbrush')))
+    with pytest.raises(AnnotationError, match=r"\['dog'\] stand there twice"):
+        CocoMultiLabelDataset(**coco['config'], metainfo=dict(classes=('dog', 'dog')))
+
+
+def test_missing_images(coco, log):
+    os.remove(coco['root'] / 'val2014' / coco['names'][2])
+    with pytest.raises(AnnotationError, match=f'1 of 3 images of .*instances_val2014.json.*{coco["names"][2]}'):
+        CocoMultiLabelDataset(**coco['config'])
+    dropped = CocoMultiLabelDataset(**coco['config'], missing_images='drop')
+    assert [dropped.get_data_info(i)['img_id'] for i in range(2)] == [42, 136] and len(dropped) == 2
+    assert any(level == logging.WARNING and coco['names'][2] in message for level, message in log)
+    assert len(CocoMultiLabelDataset(**coco['config'], missing_images='unchecked')) == 3
+    config = dict(coco['config'], data_prefix=dict(img_path='train2014/'))
+    with pytest.raises(AnnotationError, match='3 of 3 images .*there is no folder'):
+        CocoMultiLabelDataset(**config)
+    with pytest.raises(AnnotationError, match='no image is left: 4 in .*, 3 with labels, 0 of them on disk'):
+        CocoMultiLabelDataset(**config, missing_images='drop')
+
+
+def test_missing_annotation_file(coco):
+    with pytest.raises(AnnotationError, match='train2014.json does not exist.*data_root='):
+        CocoMultiLabelDataset(**dict(coco['config'], ann_file='annotations/train2014.json'))
+
+
+def test_no_path_outside_the_image_folder(tmp_path, pictures):
+    pictures(tmp_path, ['secret.jpg', 'images/a.jpg'])
+    for name in ('../secret.jpg', str(tmp_path / 'secret.jpg')):
+        with pytest.raises(AnnotationError, match=r"table.csv names '.*secret.jpg', which lies outside .*allow_outside=True"):
+            table(tmp_path, ['a.jpg', name], data_prefix=dict(img_path='images'))
+        dataset = table(tmp_path, ['a.jpg', name], data_prefix=dict(img_path='images'), allow_outside=True)
+        assert os.path.samefile(dataset.get_data_info(1)['img_path'], tmp_path / 'secret.jpg')
+
+
+def test_holdout_follows_the_stated_rule_and_parts_do_not_overlap(tmp_path, pictures):
+    names = [f'im{i}.jpg' for i in range(200)]
+    kwargs = dict(missing_images='unchecked', metainfo=dict(classes=['dog']))
+    parts = {part: table(tmp_path, names, holdout=dict(fraction=0.2, part=part), **kwargs) for part in ('train', 'val')}
+    chosen = {part: {dataset.get_data_info(i)['img_id'] for i in range(len(dataset))} for part, dataset in parts.items()}
+    # crc32('im2.jpg') = 0x158d3adc and crc32('im0.jpg') = 0x6f4d69bc: 0.084 and 0.435 of 2^32.
+    assert 'im2.jpg' in chosen['val'] and 'im0.jpg' in chosen['train']
+    assert chosen['train'] | chosen['val'] == set(names) and not chosen['train'] & chosen['val']
+    assert 25 <= len(chosen['val']) <= 55
+    check_no_overlap(parts['train'], parts['val'])
+    with pytest.raises(ValueError, match='fraction'):
+        table(tmp_path, names, holdout=dict(part='train'))
+
+
+@pytest.mark.parametrize('option', [dict(unannotated='no'), dict(missing_images=False), dict(untagged_weight=2),
+                                    dict(data_prefix=dict(picture='a')), dict(holdout=dict(fraction=0.1, part='test'))])
+def test_misspelt_options(coco, option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        CocoMultiLabelDataset(**dict(coco['config'], **option))
+
+
+# --------------------------------------------------------------------------------------------------------------- overlap
+
+
+def test_overlap_is_found_through_links_and_different_prefixes(tmp_path, pictures):
+    pictures(tmp_path / 'all', ['x/a.jpg', 'x/b.jpg', 'y/c.jpg'])
+    os.symlink(tmp_path / 'all/x', tmp_path / 'link')
+    for folder in ('one', 'two', 'three'):
+        (tmp_path / folder).mkdir()
+    train = table(tmp_path / 'one', ['x/a.jpg', 'y/c.jpg'], data_prefix=dict(img_path=str(tmp_path / 'all')))
+    apart = table(tmp_path / 'two', ['./b.jpg'], data_prefix=dict(img_path=str(tmp_path / 'link')))
+    leaks = table(tmp_path / 'three', ['.//a.jpg', 'b.jpg'], data_prefix=dict(img_path=str(tmp_path / 'link')))
+    check_no_overlap(train, apart)
+    with pytest.raises(AnnotationError, match='1 images of .*three/table.csv .* are also in .*one/table.csv'):
+        check_no_overlap(train, leaks)
+    with pytest.raises(AnnotationError, match='are also in'):
+        check_no_overlap(ConcatDataset([apart, train]), RepeatDataset(leaks, 2))
+
+
+def test_overlap_check_compares_the_classes_too(tmp_path, pictures):
+    pictures(tmp_path, ['a.jpg', 'b.jpg'])
+    (tmp_path / 'a.csv').write_text('image,labels\na.jpg,cat;tree\n')
+    (tmp_path / 'b.csv').write_text('image,labels\nb.jpg,cat;dog;tree\n')
+    a, b = (CSVMultiLabelDataset(ann_file=name, data_root=str(tmp_path)) for name in ('a.csv', 'b.csv'))
+    with pytest.raises(AnnotationError, match="differ in class 1: 'tree' and 'dog'"):
+        check_no_overlap(a, b)
+
+
+def test_split_check_hook_stops_a_run_before_its_first_step(coco, tmp_path):
+    steps = []
+
+    class Model(torch.nn.Module):
+
+        def forward(self, *args, **kwargs):
+            raise AssertionError
+
+        def train_step(self, data, optim_wrapper):
+            steps.append(data)
+            return dict()
+
+        def val_step(self, data):
+            return [torch.zeros(1)]
+
+    class Nothing(BaseMetric):
+
+        def process(self, data_batch, data_samples):
+            self.results.append(0)
+
+        def compute_metrics(self, results):
+            return dict(nothing=0)
+
+    def loader(indices):
+        dataset = CocoMultiLabelDataset(**coco['config']).get_subset(indices)
+        return DataLoader(dataset, batch_size=1, sampler=DefaultSampler(dataset, shuffle=False), collate_fn=list)
+
+    def run(val):
+        model = Model()
+        model.weight = torch.nn.Parameter(torch.zeros(1))
+        Runner(model, str(tmp_path / 'work'), train_dataloader=loader([0, 1]), val_dataloader=loader(val), val_cfg=dict(),
+               train_cfg=dict(by_epoch=True, max_epochs=1, val_interval=1), val_evaluator=[Nothing()],
+               optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), custom_hooks=[dict(type='SplitCheckHook')],
+               default_hooks=dict(checkpoint=None, logger=None), default_scope='mmdet',
+               experiment_name=f'split{len(val)}{val[0]}', log_level='ERROR').train()
+
+    with pytest.raises(AnnotationError, match='1 images of .* are also in'):
+        run([1, 2])
+    assert steps == []
+    run([2])
+    assert len(steps) == 2
+
+
+# -------------------------------------------------------------------------------------------------------- unreadable images
+
+
+def spoil(path, how):
+    data = path.read_bytes()
+    path.write_bytes({'truncated': data[:len(data) // 2], 'empty': b'', 'text': b'<html>404</html>'}[how])
+
+
+@pytest.mark.parametrize('how', ['truncated', 'empty', 'text'])
+def test_unreadable_image_is_logged_with_its_path_and_skipped(coco, log, how):
+    dataset = CocoMultiLabelDataset(**coco['config'], max_corrupt_images=1)
+    spoil(coco['root'] / 'val2014' / coco['names'][2], how)
+    log.clear()
+    np.random.seed(0)
+    for _ in range(3):
+        ids = [dataset[i]['data_samples'].img_id for i in range(3)]
+        assert ids[0] == 42 and ids[1] in (42, 136) and ids[2] == 136
+    # Seen three times, counted and logged once.
+    assert len(log) == 1 and coco['names'][2] in log[0][1] and 'no. 1 of at most 1' in log[0][1]
+    assert log[0][0] == logging.ERROR
+    spoil(coco['root'] / 'val2014' / coco['names'][0], how)
+    with pytest.raises(AnnotationError, match=f'{coco["names"][0]} .*cannot be read.*no. 2, more than max_corrupt_images=1'):
+        dataset[0]
+
+
+def test_bound_counts_over_all_workers_and_epochs(tmp_path, pictures):
+    names = [f'{i}.jpg' for i in range(12)]
+    pictures(tmp_path, names)
+    dataset = table(tmp_path, names, max_corrupt_images=2, max_refetch=100,
+                    pipeline=[dict(type='LoadImageFromFile'), dict(type='PackMultiLabelInputs')])
+    for name in ('0.jpg', '1.jpg'):
+        spoil(tmp_path / name, 'truncated')
+    loader = DataLoader(dataset, batch_size=1, num_workers=2, collate_fn=list)
+    for _ in range(2):
+        assert len(list(loader)) == 12
+    assert dataset._corrupt.tolist() == [1, 1] + [0] * 10
+    spoil(tmp_path / '2.jpg', 'truncated')
+    with pytest.raises(AnnotationError, match='2.jpg .*cannot be read'):
+        list(loader)
+
+
+def test_unreadable_image_ends_an_evaluation(coco):
+    dataset = CocoMultiLabelDataset(**coco['config'], test_mode=True)
+    spoil(coco['root'] / 'val2014' / coco['names'][2], 'truncated')
+    assert dataset[0]['data_samples'].img_id == 42
+    with pytest.raises(AnnotationError, match=f'{coco["names"][2]} .*cannot be read'):
+        dataset[1]
+
+
+def test_image_that_disappears_and_loader_that_returns_none_count_as_unreadable(coco, log):
+    pipeline = [dict(type='LoadImageFromFile', ignore_empty=True), *coco['config']['pipeline'][1:]]
+    dataset = CocoMultiLabelDataset(**dict(coco['config'], pipeline=pipeline), max_corrupt_images=1)
+    os.remove(coco['root'] / 'val2014' / coco['names'][2])
+    log.clear()
+    assert dataset[1]['data_samples'].img_id in (42, 136)
+    assert 'LoadImageFromFile returned nothing' in log[0][1]
+
+
+def test_fault_of_a_later_transform_is_not_blamed_on_the_image(coco):
+    def broken(results):
+        raise KeyError('gt_bboxes')
+
+    dataset = CocoMultiLabelDataset(**dict(coco['config'], pipeline=[coco['config']['pipeline'][0], broken]))
+    with pytest.raises(RuntimeError, match=f"the pipeline fails on .*{coco['names'][0]}: KeyError: 'gt_bboxes'"):
+        dataset[0]
+    assert dataset._corrupt.sum() == 0
+
+
+# ------------------------------------------------------------------------------------------ mmengine's and mmdet's interfaces
+
+
+def test_built_from_a_config_with_mmdets_transforms(coco):
+    dataset = DATASETS.build(dict(type='CocoMultiLabelDataset', **coco['config']))
+    item = dataset[0]
+    sample = item['data_samples']
+    assert item['inputs'].shape == (3, 24, 32) and item['inputs'].dtype == torch.uint8
+    assert isinstance(sample, MultiLabelDataSample) and sample.gt_label.tolist() == [0, 1]
+    assert sample.gt_label.dtype == torch.int64 and 'gt_unknown' not in sample
+    assert sample.metainfo == dict(
+        num_classes=3, untagged_weight=1.0, img_id=42, ori_shape=(10, 20), img_shape=(24, 32), scale_factor=(1.6, 2.4), flip=True,
+        flip_direction='horizontal', img_path=str(coco['root'] / 'val2014' / coco['names'][0]))
+    targets, weights = dense_targets([dataset[i]['data_samples'] for i in range(3)], 3)
+    assert targets.tolist() == [[1, 1, 0], [1, 0, 0], [0, 1, 0]] and weights is None
+
+
+def test_subsets_indices_and_copies(coco):
+    dataset = CocoMultiLabelDataset(**coco['config'])
+    assert [info['img_id'] for info in map(dataset.get_subset(-2).get_data_info, (0, 1))] == [74, 136]
+    again = dataset.get_subset([2, 0, 2])
+    assert [again.get_data_info(i)['img_id'] for i in (0, 1, 2)] == [136, 42, 136] and len(again._corrupt) == 3
+    assert len(CocoMultiLabelDataset(**coco['config'], indices=2)) == 2
+    dataset.get_subset_([1])
+    assert len(dataset) == 1 and dataset.get_data_info(-1)['sample_idx'] == 0
+    lazy = CocoMultiLabelDataset(**coco['config'], lazy_init=True)
+    assert lazy.get_data_info(0)['img_id'] == 42
+    assert copy.deepcopy(lazy).get_data_info(2)['gt_label'].tolist() == [1]
+    assert pickle.loads(pickle.dumps(lazy.data_list))[1]['img_id'] == 74
+    with pytest.raises(IndexError):
+        lazy.get_data_info(3)
+
+
+def test_class_balanced_wrapper(coco):
+    balanced = ClassBalancedDataset(CocoMultiLabelDataset(**coco['config']), oversample_thr=0.1)
+    assert len(balanced) == 3 and balanced.dataset.get_cat_ids(0) == [0, 1]
+
+
+def test_pack_keeps_type_and_adds_the_third_axis():
+    pack = PackMultiLabelInputs(meta_keys=('img_id', 'absent'))
+    packed = pack(dict(img=np.arange(6, dtype=np.float32).reshape(2, 3), img_id=7, gt_unknown=[4], untagged_weight=0.5))
+    assert packed['inputs'].tolist() == [[[0, 1, 2], [3, 4, 5]]] and packed['inputs'].dtype == torch.float32
+    sample = packed['data_samples']
+    assert sample.metainfo == dict(img_id=7, untagged_weight=0.5) and 'gt_label' not in sample
+    assert sample.gt_unknown.tolist() == [4] and sample.gt_unknown.dtype == torch.int64
+    assert set(pack(dict(gt_label=np.array([1])))) == {'data_samples'}
+    flipped = pack(dict(img=np.arange(12, dtype=np.uint8).reshape(2, 2, 3)[:, ::-1]))['inputs']
+    assert flipped[0].tolist() == [[3, 0], [9, 6]] and flipped.is_contiguous()
+
+
+def test_workers_do_not_copy_the_index(tmp_path):
+    """2 million images: 60 MB of arrays in the parent; a forked worker that reads a tenth adds next to nothing."""
+    count = 2_000_000
+    index = LabelIndex(np.char.add(np.arange(count).astype('S7'), b'.jpg'), ('a', 'b'),
+                       dict(gt_label=Ragged(np.arange(count + 1) * 2, np.tile(np.array([0, 1], dtype=np.uint8), count))))
+
+    def private_memory():
+        lines = open('/proc/self/smaps_rollup').read().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith('Private_')) / 1024
+
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        before = private_memory()
+        total = sum(len(index[row]['gt_label']) for row in range(0, count, 10))
+        os.write(writing, f'{private_memory() - before} {total}'.encode())
+        os._exit(0)
+    grown, total = os.read(reading, 100).split()
+    os.wait()
+    assert int(total) == 400_000 and float(grown) < 10
