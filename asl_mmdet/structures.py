@@ -23,6 +23,7 @@ class MultiLabelDataSample(BaseDataElement):
     negative; 0 means unknown, absent means 1.
     """
 
+    @torch.compiler.disable
     def to(self, *args, **kwargs) -> 'MultiLabelDataSample':
         """As of any data element, but ground truth stays where it is, and as it is.
 
@@ -35,6 +36,7 @@ class MultiLabelDataSample(BaseDataElement):
         return moved
 
 
+@torch.compiler.disable
 def dense_targets(data_samples: Sequence[MultiLabelDataSample], num_classes: int,
                   device: Optional[torch.device] = None) -> Tuple[Tensor, Optional[Tensor]]:
     """What a batch says about every class.
@@ -84,6 +86,7 @@ def dense_targets(data_samples: Sequence[MultiLabelDataSample], num_classes: int
     return targets, weights
 
 
+@torch.compiler.disable
 def index_targets(data_samples: Sequence[MultiLabelDataSample], num_classes: int,
                   device: Optional[torch.device] = None) -> Tensor:
     """(N,) int64: the one class of each image, for losses over classes that exclude each other.
