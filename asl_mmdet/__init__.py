@@ -1,4 +1,12 @@
-from .models import AsymmetricLoss
-from .version import __version__
+from .supported_stack import check_supported_stack
 
-__all__ = ['AsymmetricLoss', '__version__']
+check_supported_stack()
+
+from . import datasets  # noqa: E402, F401
+from .checkpoint import admit_runner_checkpoints  # noqa: E402
+from .models import ASLSingleLabel, AsymmetricLoss, ImageClassifier, MultiLabelLinearClsHead, TResNet  # noqa: E402
+from .version import __version__  # noqa: E402
+
+admit_runner_checkpoints()
+
+__all__ = ['ASLSingleLabel', 'AsymmetricLoss', 'ImageClassifier', 'MultiLabelLinearClsHead', 'TResNet', '__version__']

@@ -71,6 +71,14 @@ def _runner_types() -> list:
     ]
 
 
+def admit_runner_checkpoints() -> None:
+    """Let ``torch.load`` with ``weights_only=True``, its default from torch 2.6 on, read what mmengine's Runner wrote.
+
+    mmengine 0.10.7 relies on that default and cannot resume without this.
+    """
+    torch.serialization.add_safe_globals(_runner_types())
+
+
 def _history_buffer_method(owner: type, name: str):
     """Stands in for ``getattr``, by which ``HistoryBuffer`` pickles its statistics; ``getattr`` itself would open a way
     from any admitted object to code outside the list."""

@@ -1,3 +1,7 @@
+from .asl_single_label import ASLSingleLabel
 from .asymmetric_loss import AsymmetricLoss
+from .image_classifier import ImageClassifier
+from .multi_label_head import MultiLabelLinearClsHead
+from .tresnet import TResNet
 
-__all__ = ['AsymmetricLoss']
+__all__ = ['ASLSingleLabel', 'AsymmetricLoss', 'ImageClassifier', 'MultiLabelLinearClsHead', 'TResNet']

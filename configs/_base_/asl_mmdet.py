@@ -1,0 +1,1 @@
+custom_imports = dict(imports=['asl_mmdet'], allow_failed_imports=False)

@@ -1,0 +1,27 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_tool(*command, cwd=ROOT, env=None, timeout=600):
+    """Run a tool as its user does; returns the finished process with stdout and stderr together as text."""
+    command = [str(part) for part in command]
+    if command[0].endswith('.py'):
+        command.insert(0, sys.executable)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
+    return subprocess.run(command, cwd=cwd, env={**os.environ, 'PATH': path, **(env or {})}, timeout=timeout, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory):
+    """A data set of shapes: 16 training and 6 validation images of 64 x 64 pixels."""
+    folder = tmp_path_factory.mktemp('shapes')
+    done = run_tool('tools/make_shapes.py', folder, '--train', 16, '--val', 6, '--size', 64)
+    assert done.returncode == 0, done.stdout
+    return folder

@@ -1,0 +1,38 @@
+"""Evaluate a checkpoint on the test split of a config, detector or classifier."""
+import argparse
+from pathlib import Path
+
+from mmdet.engine.hooks.utils import trigger_visualization_hook
+from mmdet.evaluation import DumpDetResults
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+
+from asl_mmdet.command_line import add_config_arguments, build_runner, load_config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_config_arguments(parser)
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out', type=Path, metavar='FILE.pkl', help='write the predictions for evaluation elsewhere')
+    parser.add_argument('--show', action='store_true', help='show the predictions in a window')
+    parser.add_argument('--show-dir', help='draw the predictions into this folder, under work_dir/timestamp')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds for which --show shows a picture')
+    args = parser.parse_args()
+    if args.out and args.out.suffix not in ('.pkl', '.pickle'):
+        parser.error(f'--out {args.out}: predictions are written as .pkl or .pickle')
+    if not Path(args.checkpoint).is_file():
+        parser.error(f'no checkpoint file {args.checkpoint}')
+
+    setup_cache_size_limit_of_dynamo()
+    cfg = load_config(args)
+    cfg.load_from = args.checkpoint
+    if args.show or args.show_dir:
+        cfg = trigger_visualization_hook(cfg, args)
+    runner = build_runner(cfg)
+    if args.out:
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(args.out)))
+    runner.test()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,35 @@
+"""Train what a config describes, detector or classifier."""
+import argparse
+
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+
+from asl_mmdet.command_line import add_config_arguments, build_runner, load_config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_config_arguments(parser)
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument('--auto-scale-lr', action='store_true',
+                        help="scale the learning rate by the batch size over the config's auto_scale_lr.base_batch_size")
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
+                        help='go on from CHECKPOINT, or, without one, from the latest of the work dir')
+    args = parser.parse_args()
+
+    setup_cache_size_limit_of_dynamo()
+    cfg = load_config(args)
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.loss_scale = 'dynamic'
+    if args.auto_scale_lr:
+        if not cfg.get('auto_scale_lr', {}).get('base_batch_size'):
+            parser.error(f'--auto-scale-lr: {args.config} lacks auto_scale_lr=dict(enable=False, base_batch_size=...)')
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
