@@ -1,9 +1,14 @@
 from .coco import CocoMultiLabelDataset
 from .csv_table import CSVMultiLabelDataset
 from .formatting import PackMultiLabelInputs
+from .herbarium import HerbariumDataset
 from .label_index import AnnotationError
 from .multi_label import MultiLabelDataset
+from .nus_wide import NUSWideDataset
+from .open_images import OpenImagesMultiLabelDataset
 from .split_check import SplitCheckHook, check_no_overlap
+from .voc import VOCMultiLabelDataset
 
-__all__ = ['AnnotationError', 'CSVMultiLabelDataset', 'CocoMultiLabelDataset', 'MultiLabelDataset', 'PackMultiLabelInputs',
-           'SplitCheckHook', 'check_no_overlap']
+__all__ = ['AnnotationError', 'CSVMultiLabelDataset', 'CocoMultiLabelDataset', 'HerbariumDataset', 'MultiLabelDataset',
+           'NUSWideDataset', 'OpenImagesMultiLabelDataset', 'PackMultiLabelInputs', 'SplitCheckHook', 'VOCMultiLabelDataset',
+           'check_no_overlap']

@@ -18,8 +18,8 @@ class CocoMultiLabelDataset(MultiLabelDataset):
     40,137 for validation (section 4.1.1); ``expected_images`` checks such a number. Arguments: ``MultiLabelDataset``.
     """
 
-    def __init__(self, *args, unannotated: str = 'drop', **kwargs):
-        super().__init__(*args, unannotated=unannotated, **kwargs)
+    def __init__(self, ann_file: str = '', unannotated: str = 'drop', **kwargs):
+        super().__init__(ann_file, unannotated=unannotated, **kwargs)
 
     def read_index(self) -> LabelIndex:
         return self.read_through_cache(self._parse, [self.ann_file], format='coco')

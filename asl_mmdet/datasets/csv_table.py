@@ -18,6 +18,30 @@ SEPARATORS = (';', '|', ',', '\t')
 MARKS = {'1': 1, '1.0': 1, 'true': 1, '0': 0, '0.0': 0, 'false': 0, '-1': -1, '-1.0': -1}
 
 
+def csv_rows(path: str, delimiter: str = ',') -> Iterator[Tuple[int, List[str]]]:
+    """``(line, cells)`` of each row, a header included, of a UTF-8 file; blank lines do not count.
+
+    Raises:
+        AnnotationError: a row has another number of cells than the first, or its quotes are broken.
+    """
+    line, width, first_line = 1, None, 1
+    with open(path, encoding='utf-8-sig', newline='') as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            for cells in reader:
+                if cells:
+                    if width is None:
+                        width, first_line = len(cells), line
+                    if len(cells) != width:
+                        raise AnnotationError(f'{path}, line {line}: {len(cells)} fields {_short(cells)}, but line '
+                                              f'{first_line} has {width}. A field that holds {delimiter!r} stands in '
+                                              'double quotes')
+                    yield line, cells
+                line = reader.line_num + 1
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise AnnotationError(f'{path}, the row that begins in line {line}: {error}') from None
+
+
 @DATASETS.register_module()
 class CSVMultiLabelDataset(MultiLabelDataset):
     """A table with a header, UTF-8, and labels in one of three forms::
@@ -46,7 +70,7 @@ class CSVMultiLabelDataset(MultiLabelDataset):
     The other arguments are those of ``MultiLabelDataset``.
     """
 
-    def __init__(self, *args, image_column: Union[str, int, None] = None,
+    def __init__(self, ann_file: str = '', image_column: Union[str, int, None] = None,
                  label_column: Union[str, int, Sequence[Union[str, int]], None] = None, label_form: Optional[str] = None,
                  label_separator: Optional[str] = None, delimiter: str = ',', header: bool = True, index_base: int = 0,
                  empty_cell: str = 'error', other_labels: str = 'error', merge_rows: bool = False, image_suffix: str = '',
@@ -60,7 +84,7 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         self.label_separator, self.delimiter, self.header, self.index_base = label_separator, delimiter, header, index_base
         self.empty_cell, self.other_labels, self.merge_rows = empty_cell, other_labels, merge_rows
         self.image_suffix = image_suffix
-        super().__init__(*args, **kwargs)
+        super().__init__(ann_file, **kwargs)
 
     def read_index(self) -> LabelIndex:
         self.require_file(self.ann_file)
@@ -72,31 +96,12 @@ class CSVMultiLabelDataset(MultiLabelDataset):
 
     # -------------------------------------------------------------------------------------------------- what stands where
 
-    def _lines(self) -> Iterator[Tuple[int, List[str]]]:
-        """``(line, cells)`` of each row, the header included; blank lines do not count."""
-        line, width, header_line = 1, None, 1
-        with open(self.ann_file, encoding='utf-8-sig', newline='') as file:
-            reader = csv.reader(file, delimiter=self.delimiter, strict=True)
-            try:
-                for cells in reader:
-                    if cells:
-                        if width is None:
-                            width, header_line = len(cells), line
-                        if len(cells) != width:
-                            raise AnnotationError(f'{self.ann_file}, line {line}: {len(cells)} fields {_short(cells)}, but '
-                                                  f'line {header_line} has {width}. A field that holds {self.delimiter!r} '
-                                                  'stands in double quotes')
-                        yield line, cells
-                    line = reader.line_num + 1
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise AnnotationError(f'{self.ann_file}, the row that begins in line {line}: {error}') from None
-
     def _rows(self) -> Iterator[Tuple[int, List[str]]]:
         """``(line, cells)`` of each row of data."""
-        return islice(self._lines(), int(self.header), None)
+        return islice(csv_rows(self.ann_file, self.delimiter), int(self.header), None)
 
     def _first_rows(self):
-        rows = [[cell.strip() for cell in cells] for _, cells in islice(self._lines(), 2)]
+        rows = [[cell.strip() for cell in cells] for _, cells in islice(csv_rows(self.ann_file, self.delimiter), 2)]
         if len(rows) < (2 if self.header else 1):
             raise AnnotationError(f'{self.ann_file} has no rows of data')
         if not self.header:

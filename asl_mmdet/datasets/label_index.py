@@ -93,6 +93,8 @@ class LabelIndex(Sequence):
         if isinstance(rows, slice):
             rows = np.arange(len(self))[rows]
         if isinstance(rows, np.ndarray):
+            if rows.dtype == bool and rows.all():
+                return self
             return replace(self, names=self.names[rows], ids=None if self.ids is None else self.ids[rows],
                            lists={name: labels.take(rows) for name, labels in self.lists.items()})
         if not -len(self) <= rows < len(self):
