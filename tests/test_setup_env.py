@@ -163,16 +163,19 @@ def test_wheel_faults(tmp_path):
 
 
 def test_wheel_is_built_once_and_published_whole(tmp_path):
-    seen = []
+    seen, built = [], []
 
     def build(working, log):
         seen.append(sorted(path.name for path in (tmp_path / 'wheels' / KEY).iterdir()))
-        return make_wheel(Path(working) / 'wheel/a-cp311.whl')
+        wheel = make_wheel(Path(working) / 'wheel/a-cp311.whl')
+        built.append(os.stat(wheel).st_ino)
+        return wheel
 
     wheel = setup_env.wheel_with_ops(KEY, str(tmp_path), build)
     assert wheel == str(tmp_path / 'wheels' / KEY / 'a-cp311.whl') and setup_env.wheel_fault(wheel) is None
     assert setup_env.wheel_with_ops(KEY, str(tmp_path), build) == wheel
     assert seen == [[]]
+    assert [os.stat(wheel).st_ino] == built, 'moved in one step, not copied byte by byte'
     assert os.listdir(tmp_path / 'wheels') == [KEY]
 
 
@@ -263,29 +266,58 @@ def test_run_gives_a_sign_of_life_with_progress(tmp_path, capsys):
     assert '  0:00, 3 of 77 files compiled\n' in capsys.readouterr().out
 
 
+# Like ninja: it has to hear SIGTERM to end the compilers, which it keeps in process groups of their own.
+LIKE_NINJA = '''
+import os, signal, subprocess, sys
+compiler = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)
+def end(*_):
+    compiler.kill()
+    sys.exit(1)
+signal.signal(signal.SIGTERM, end)
+with open('pids.new', 'w') as text:
+    text.write('%d %d' % (os.getpid(), compiler.pid))
+os.rename('pids.new', 'pids')
+compiler.wait()
+'''
+
+
+def started(folder):
+    for _ in range(400):
+        if (folder / 'pids').exists():
+            return [int(pid) for pid in (folder / 'pids').read_text().split()]
+        time.sleep(0.05)
+    raise AssertionError('the command never started')
+
+
 @pytest.mark.parametrize('sent', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_command_ends_with_whoever_ran_it(sent, tmp_path):
-    """kill -9 of the set-up must not leave a compiler at work for ten minutes."""
-    child = f'import os, time; open({str(tmp_path / "pid")!r} + ".new", "w").write(str(os.getpid())); ' \
-            f'os.rename({str(tmp_path / "pid")!r} + ".new", {str(tmp_path / "pid")!r}); time.sleep(60)'
+    """kill -9 of the set-up must not leave compilers at work for ten minutes."""
     runner = subprocess.Popen([sys.executable, '-c', (
         f'import sys; sys.path.insert(0, {str(ROOT / "tools")!r}); import setup_env; '
-        f'setup_env.run([sys.executable, "-c", {child!r}], "a step", {str(tmp_path / "log")!r})')],
+        f'setup_env.ROOT = {str(tmp_path)!r}; setup_env.run([sys.executable, "-c", {LIKE_NINJA!r}], "a step", {str(tmp_path / "log")!r})')],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    pid = None
-    for _ in range(400):
-        if (tmp_path / 'pid').exists():
-            pid = int((tmp_path / 'pid').read_text())
-            break
-        time.sleep(0.05)
-    assert pid, 'the command never started'
+    pids = started(tmp_path)
+    assert all(map(is_running, pids))
     runner.send_signal(sent)
     runner.wait(20)
     for _ in range(200):
-        if not is_running(pid):
+        if not any(map(is_running, pids)):
             break
         time.sleep(0.05)
-    assert not is_running(pid)
+    assert not any(map(is_running, pids))
+
+
+def test_interrupted_run_returns_only_when_the_command_has_ended(tmp_path, monkeypatch):
+    """What it works on is removed next."""
+    monkeypatch.setattr(setup_env, 'ROOT', str(tmp_path))
+
+    def interrupt():
+        started(tmp_path)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        setup_env.run([sys.executable, '-c', LIKE_NINJA], 'a step', str(tmp_path / 'log'), progress=interrupt, beat=0.1)
+    assert not any(map(is_running, started(tmp_path)))
 
 
 def is_running(pid):
@@ -348,6 +380,7 @@ def test_environment_killed_half_way_is_made_anew_and_a_borrowed_one_is_not(tmp_
     setup_env.make_environment(str(half))
     setup_env.make_environment(str(borrowed))
     assert made == [str(half)]
+    assert (borrowed / '.asl_mmdet').is_dir()
     assert not (half / 'pyvenv.cfg').exists() and (borrowed / 'pyvenv.cfg').exists()
     assert setup_env.is_ours(str(half)) and not setup_env.is_ours(str(borrowed))
 
@@ -362,7 +395,7 @@ def test_half_installed_packages_are_forgotten(tmp_path):
 
 
 def write_stamp(env, stack='onedl'):
-    (env / '.asl_mmdet/stamp').write_text(setup_env.stamp_of(str(env), stack, setup_env.recipe(stack)))
+    (env / '.asl_mmdet/stamp').write_text(setup_env.stamp_of(str(env), setup_env.recipe(stack)))
 
 
 def test_stamp_holds_as_long_as_nothing_changed(tmp_path):
@@ -403,6 +436,16 @@ def test_finished_environment_costs_no_time(tmp_path):
     start = time.perf_counter()
     code = subprocess.call([sys.executable, str(ROOT / 'tools/setup_env.py'), '--env', str(tmp_path)])
     assert code == 0 and time.perf_counter() - start < 2
+
+
+def test_finished_environment_waits_for_nobody(tmp_path, monkeypatch):
+    def lock(*_):
+        raise AssertionError('asked for the lock')
+
+    fake_environment(tmp_path)
+    write_stamp(tmp_path)
+    monkeypatch.setattr(setup_env, 'only_one', lock)
+    assert setup_env.main(['--env', str(tmp_path)]) == 0
 
 
 def test_unknown_stack_is_refused_in_one_line(tmp_path, capsys):

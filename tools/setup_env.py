@@ -296,9 +296,6 @@ def wheel_with_ops(key, cache, build):
     killed leaves its working folder behind; the next one removes it.
     """
     folder = os.path.join(cache, 'wheels', key)
-    wheel = cached_wheel(folder)
-    if wheel:
-        return wheel
     with only_one(key, cache, key):
         wheel = cached_wheel(folder)
         if wheel:
@@ -419,10 +416,10 @@ def recipe(stack):
     return digest.hexdigest()
 
 
-def stamp_of(env, stack, followed):
+def stamp_of(env, followed):
     """What a finished environment is known by: the recipe it followed, and its torch and ops as the files show."""
     site = os.path.join(glob.escape(env), 'lib', 'python3*', 'site-packages')
-    lines = [stack, followed] + sorted(glob.glob(os.path.join(site, 'mmcv', '_ext*.so')))
+    lines = [followed] + sorted(glob.glob(os.path.join(site, 'mmcv', '_ext*.so')))
     for path in glob.glob(os.path.join(site, 'torch', 'version.py')):
         with open(path) as text:
             lines += re.findall(r"^__version__ = .*", text.read(), re.MULTILINE)
@@ -433,7 +430,7 @@ def is_finished(env, stack):
     """Quick: nothing is imported and nothing is run."""
     try:
         with open(os.path.join(env, '.asl_mmdet', 'stamp')) as stamp:
-            return stamp.read() == stamp_of(env, stack, recipe(stack))
+            return stamp.read() == stamp_of(env, recipe(stack))
     except OSError:
         return False
 
@@ -600,7 +597,7 @@ def install(env, stack, cache):
 
     stamp = os.path.join(notes, 'stamp')
     with open(stamp + '.new', 'w') as text:
-        text.write(stamp_of(env, stack, followed))
+        text.write(stamp_of(env, followed))
     os.replace(stamp + '.new', stamp)
 
 
