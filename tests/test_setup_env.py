@@ -294,7 +294,8 @@ def test_command_ends_with_whoever_ran_it(sent, tmp_path):
     """kill -9 of the set-up must not leave compilers at work for ten minutes."""
     runner = subprocess.Popen([sys.executable, '-c', (
         f'import sys; sys.path.insert(0, {str(ROOT / "tools")!r}); import setup_env; '
-        f'setup_env.ROOT = {str(tmp_path)!r}; setup_env.run([sys.executable, "-c", {LIKE_NINJA!r}], "a step", {str(tmp_path / "log")!r})')],
+        f'setup_env.ROOT = {str(tmp_path)!r}; '
+        f'setup_env.run([sys.executable, "-c", {LIKE_NINJA!r}], "a step", {str(tmp_path / "log")!r})')],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     pids = started(tmp_path)
     assert all(map(is_running, pids))
