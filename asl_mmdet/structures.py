@@ -19,8 +19,8 @@ class MultiLabelDataSample(BaseDataElement):
         pred_score: (C,) float, probabilities.
         pred_label: (P,) int64, the classes that the head decided for.
 
-    Metainfo: ``num_classes``, and ``untagged_weight``, the weight in [0, 1] with which a class in none of the lists counts as
-    negative; 0 means unknown, absent means 1.
+    Metainfo: ``num_classes``, and ``untagged_weight``, the weight in [0, 1] with which a class in none of the lists
+    counts as negative; 0 means unknown, absent means 1.
     """
 
     @torch.compiler.disable
@@ -42,8 +42,8 @@ def dense_targets(data_samples: Sequence[MultiLabelDataSample], num_classes: int
     """What a batch says about every class.
 
     Where the lists of a sample overlap, positive wins over unknown, and unknown over negative. The result is written on
-    ``device`` (CPU when None) without waiting for it. Indices that lie on a GPU are not read back to be checked: one out
-    of range turns the targets of the whole batch into NaN, and so the loss.
+    ``device`` (CPU when None) without waiting for it. Indices that lie on a GPU are not read back to be checked: one
+    out of range turns the targets of the whole batch into NaN, and so the loss.
 
     Returns:
         Targets (N, C) of 1, 0 and -1 (unknown), and their weights (N, C), or None where all weigh 1; float32.
@@ -115,8 +115,8 @@ def _check_samples(data_samples: Sequence[MultiLabelDataSample], num_classes: in
             raise ValueError(f'the data set of {_image(sample)} has {sample.num_classes} classes, but the head has '
                              f'num_classes={num_classes}; set model.head.num_classes={sample.num_classes}')
         if all(sample.get(name) is None for name in GROUND_TRUTH):
-            raise ValueError(f'{_image(sample)} has no ground truth: none of {", ".join(GROUND_TRUTH)} is set. An image '
-                             'without any positive class has an empty gt_label')
+            raise ValueError(f'{_image(sample)} has no ground truth: none of {", ".join(GROUND_TRUTH)} is set. An '
+                             'image without any positive class has an empty gt_label')
         weight = sample.get('untagged_weight', 1.0)
         if not 0 <= weight <= 1:
             raise ValueError(f'untagged_weight={weight} of {_image(sample)} must lie in [0, 1]')

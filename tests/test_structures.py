@@ -13,7 +13,7 @@ def sample(label=None, negative=None, unknown=None, **metainfo):
         metainfo=metainfo, **{k: torch.tensor(v, dtype=torch.int64) for k, v in fields.items() if v is not None})
 
 
-# ----------------------------------------------------------------------------------------------------------------- dense
+# ---------------------------------------------------------------------------------------------------------------- dense
 
 
 def test_every_kind_of_label():
@@ -30,7 +30,8 @@ def test_untagged_classes_are_unknown_at_weight_0():
 
 
 def test_untagged_classes_weigh_less_and_tagged_ones_1():
-    samples = [sample([2], negative=[0], unknown=[4], untagged_weight=0.25), sample([1], untagged_weight=0), sample([0])]
+    samples = [sample([2], negative=[0], unknown=[4], untagged_weight=0.25), sample([1], untagged_weight=0),
+               sample([0])]
     targets, weights = dense_targets(samples, 5)
     assert targets.tolist() == [[0, 0, 1, 0, -1], [-1, 1, -1, -1, -1], [1, 0, 0, 0, 0]]
     assert weights.tolist() == [[1, 0.25, 1, 0.25, 1], [1] * 5, [1] * 5]
@@ -56,7 +57,7 @@ def test_int32_indices():
     ([sample([-1], img_path='a.jpg')], r'gt_label of a.jpg holds class -1'),
     ([sample([0], negative=[7])], r'gt_negative of a sample holds class 7'),
     ([sample([0], unknown=[9])], r'gt_unknown .* class 9'),
-    ([sample([0], num_classes=80, img_path='a.jpg')], r'data set of a.jpg has 80 classes.*num_classes=3.*num_classes=80'),
+    ([sample([0], num_classes=80, img_path='a.jpg')], 'a.jpg has 80 classes.*num_classes=3.*num_classes=80'),
     ([sample(img_path='a.jpg')], 'a.jpg has no ground truth'),
     ([sample([0], untagged_weight=1.5)], r'untagged_weight=1.5 .* \[0, 1\]'),
     ([sample([0], untagged_weight=float('nan'))], 'untagged_weight=nan'),
@@ -107,7 +108,7 @@ def test_herbarium_sized_batch_takes_milliseconds():
     assert time.perf_counter() - start < 0.5
 
 
-# ----------------------------------------------------------------------------------------------------------------- index
+# ---------------------------------------------------------------------------------------------------------------- index
 
 
 def test_the_one_class_of_each_image():
@@ -127,7 +128,7 @@ def test_images_without_one_class_are_named(wrong, message):
         index_targets([sample([0]), wrong], 5)
 
 
-# ------------------------------------------------------------------------------------------------------------------ move
+# ----------------------------------------------------------------------------------------------------------------- move
 
 
 def test_moving_leaves_ground_truth_alone():

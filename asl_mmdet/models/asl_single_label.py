@@ -1,8 +1,8 @@
 """The softmax variant of asymmetric loss, for classes that exclude each other.
 
 It is the ``ASLSingleLabel`` of https://github.com/Alibaba-MIIL/ASL; the paper has no equation for it, and its own
-single-label result (appendix G) used the sigmoid loss, see :class:`AsymmetricLoss`. Legend: z logits, p = softmax(z), y the
-class of a row, N rows, C classes, e smoothing (``eps``). A row's loss is
+single-label result (appendix G) used the sigmoid loss, see :class:`AsymmetricLoss`. Legend: z logits, p = softmax(z),
+y the class of a row, N rows, C classes, e smoothing (``eps``). A row's loss is
 
     - sum over c of s_c w_c log(p_c),    w_y = (1 - p_y)^gamma_pos,      s_y = 1 - e + e / C,
                                          w_c = p_c^gamma_neg otherwise,  s_c = e / C.
@@ -28,7 +28,8 @@ def asl_single_label(logits: Tensor,
 
     Args:
         logits: (N, C) with C of 2 or more. float16 and bfloat16 are computed in float32.
-        target: (N,) class indices. A row with ``ignore_index`` has no loss; one with another value outside [0, C) is NaN.
+        target: (N,) class indices. A row with ``ignore_index`` has no loss; with another value outside [0, C) it is
+            NaN.
 
     Returns:
         (N,), float64 for float64 logits, otherwise float32.
@@ -52,11 +53,11 @@ def asl_single_label(logits: Tensor,
 class ASLSingleLabel(nn.Module):
     """Softmax variant of asymmetric loss with label smoothing, under the contract of mmdet's losses.
 
-    ``gamma_pos = gamma_neg = 0`` is cross-entropy with label smoothing. The defaults, those of the official code, leave the
-    true class as it is there and take from the smoothing what concerns wrong classes of low probability.
+    ``gamma_pos = gamma_neg = 0`` is cross-entropy with label smoothing. The defaults, those of the official code,
+    leave the true class as it is there and take from the smoothing what concerns wrong classes of low probability.
 
-    The value is a sum over rows divided by ``avg_factor``, or without it by N under 'mean'. Rows that are ignored count in
-    N. :class:`MultiLabelLinearClsHead` reads ``use_sigmoid`` and predicts by softmax with this loss.
+    The value is a sum over rows divided by ``avg_factor``, or without it by N under 'mean'. Rows that are ignored
+    count in N. :class:`MultiLabelLinearClsHead` reads ``use_sigmoid`` and predicts by softmax with this loss.
 
     Args:
         gamma_pos: exponent of the weight of the true class, 0 or more.
@@ -86,8 +87,7 @@ class ASLSingleLabel(nn.Module):
         if not 0 <= eps <= 1:
             raise ValueError(f'eps={eps} of ASLSingleLabel is the label smoothing and must lie in [0, 1]')
         if use_sigmoid is not False:
-            raise ValueError(f'use_sigmoid={use_sigmoid}: ASLSingleLabel is a softmax loss; AsymmetricLoss is the one with '
-                             'sigmoid')
+            raise ValueError(f'use_sigmoid={use_sigmoid}: ASLSingleLabel is a softmax loss; AsymmetricLoss has sigmoid')
         if reduction not in ('none', 'mean', 'sum'):
             raise ValueError(f"reduction={reduction!r} of ASLSingleLabel must be 'none', 'mean' or 'sum'")
         if not math.isfinite(loss_weight):
@@ -101,8 +101,8 @@ class ASLSingleLabel(nn.Module):
         self.loss_weight = loss_weight
 
     def extra_repr(self) -> str:
-        return (f'gamma_pos={self.gamma_pos}, gamma_neg={self.gamma_neg}, eps={self.eps}, reduction={self.reduction!r}, '
-                f'loss_weight={self.loss_weight}')
+        return (f'gamma_pos={self.gamma_pos}, gamma_neg={self.gamma_neg}, eps={self.eps}, '
+                f'reduction={self.reduction!r}, loss_weight={self.loss_weight}')
 
     def forward(self,
                 pred: Tensor,
@@ -114,8 +114,8 @@ class ASLSingleLabel(nn.Module):
 
         Args:
             pred: logits (N, C), C of 2 or more.
-            target: (N,) integer class indices in [0, C), or ``ignore_index``. On a CPU they are checked; elsewhere one out
-                of range gives a NaN loss.
+            target: (N,) integer class indices in [0, C), or ``ignore_index``. On a CPU they are checked; elsewhere
+                one out of range gives a NaN loss.
             weight: (N,) or (N, 1), a constant.
             avg_factor: what a sum is divided by instead of N under 'mean'.
             reduction_override: replaces ``reduction`` in this call.
@@ -155,8 +155,8 @@ class ASLSingleLabel(nn.Module):
         if target.is_floating_point() or target.dtype == torch.bool:
             raise TypeError(f'target of ASLSingleLabel holds class indices and must be integer, got {target.dtype}')
         if target.shape != pred.shape[:1]:
-            raise ValueError(f'target of ASLSingleLabel must have shape {tuple(pred.shape[:1])}, one class index a row, for '
-                             f'pred of shape {tuple(pred.shape)}, got {tuple(target.shape)}')
+            raise ValueError(f'target of ASLSingleLabel must have shape {tuple(pred.shape[:1])}, one class index a '
+                             f'row, for pred of shape {tuple(pred.shape)}, got {tuple(target.shape)}')
         if target.device.type == 'cpu' and not torch.compiler.is_compiling():
             wrong = target[((target < 0) | (target >= pred.shape[1])) & (target != self.ignore_index)]
             if wrong.numel():

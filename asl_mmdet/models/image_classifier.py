@@ -14,13 +14,13 @@ class ImageClassifier(BaseModel):
 
     Args:
         backbone: config of any mmdet backbone, a module that maps (N, 3, H, W) to a tuple of features.
-        head: config of a head with ``loss(feats, data_samples)``, ``predict(feats, data_samples)`` and a ``forward`` that
-            returns logits, such as :class:`MultiLabelLinearClsHead`.
-        neck: config of a module from tuple to tuple, such as mmdet's ``GlobalAveragePooling``. None hands the features to
-            the head as they are; :class:`MultiLabelLinearClsHead` averages maps by itself.
-        data_preprocessor: config of mmdet's ``DetDataPreprocessor`` or another. By default BGR pixels of 0 to 255 become
-            RGB of 0 to 1, without ImageNet's mean and standard deviation (appendix B). A config without ``type`` states
-            differences from that default.
+        head: config of a head with ``loss(feats, data_samples)``, ``predict(feats, data_samples)`` and a ``forward``
+            that returns logits, such as :class:`MultiLabelLinearClsHead`.
+        neck: config of a module from tuple to tuple, such as mmdet's ``GlobalAveragePooling``. None hands the
+            features to the head as they are; :class:`MultiLabelLinearClsHead` averages maps by itself.
+        data_preprocessor: config of mmdet's ``DetDataPreprocessor`` or another. By default BGR pixels of 0 to 255
+            become RGB of 0 to 1, without ImageNet's mean and standard deviation (appendix B). A config without
+            ``type`` states differences from that default.
     """
 
     PIXELS = dict(type='DetDataPreprocessor', mean=[0.0, 0.0, 0.0], std=[255.0, 255.0, 255.0], bgr_to_rgb=True)

@@ -1,4 +1,4 @@
-"""Linear classifier on pooled features, under mmpretrain's interface, with the official code's bottleneck as an option."""
+"""Linear classifier on pooled features under mmpretrain's interface, with the official code's optional bottleneck."""
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -14,23 +14,24 @@ from ..structures import MultiLabelDataSample, dense_targets, index_targets
 class MultiLabelLinearClsHead(BaseModule):
     """Scores of C classes from the last feature of backbone or neck.
 
-    The loss is summed over classes and divided by the number of images N: C times larger than a mean over all elements, N
-    times smaller than the plain sum of the official code. Adam, which the recipes use, does not see such factors; SGD does.
+    The loss is summed over classes and divided by the number of images N: C times larger than a mean over all
+    elements, N times smaller than the plain sum of the official code. Adam and AdamW do not see such factors; SGD
+    does, and so does a weight decay that is added to the gradient.
 
-    Classes of which an image says nothing (-1 in :func:`dense_targets`) have no loss. AsymmetricLoss is given the -1; other
-    losses are given label 0 with weight 0.
+    Classes of which an image says nothing (-1 in :func:`dense_targets`) have no loss. AsymmetricLoss is given the -1;
+    other losses are given label 0 with weight 0.
 
-    A loss over classes that exclude each other (``use_sigmoid=False``: ``ASLSingleLabel``, mmdet's ``CrossEntropyLoss`` by
-    its default) takes one class of each image, and predictions are a softmax then. For single labels under a sigmoid, as
-    in appendix G, give AsymmetricLoss and ``topk=1``.
+    A loss over classes that exclude each other (``use_sigmoid=False``: ``ASLSingleLabel``, mmdet's
+    ``CrossEntropyLoss`` by its default) takes one class of each image, and predictions are a softmax then. For single
+    labels under a sigmoid, as in appendix G, give AsymmetricLoss and ``topk=1``.
 
     Args:
         num_classes: C.
         in_channels: channels of the feature.
         loss: config of a loss with mmdet's contract (pred, target, weight, avg_factor).
         thr: probability from which on a class is in ``pred_label``.
-        topk: number of classes in ``pred_label``, used where ``thr`` is None. With neither, 0.5 is the threshold, or the
-            most probable class is taken where the loss is a softmax.
+        topk: number of classes in ``pred_label``, used where ``thr`` is None. With neither, 0.5 is the threshold, or
+            the most probable class is taken where the loss is a softmax.
         bottleneck_features: width of a linear layer, without activation, in front of the classifier; None has none. The
             official code has 512 for Open Images. The keys of ``state_dict`` are the official ones: ``fc.weight``, and
             ``fc.embedding_generator.0.weight`` and ``fc.FC.weight`` with a bottleneck.
@@ -78,8 +79,8 @@ class MultiLabelLinearClsHead(BaseModule):
         if feature.ndim == 4:
             feature = feature.mean((2, 3))
         if feature.ndim != 2 or feature.shape[1] != self.in_channels:
-            raise ValueError(f'in_channels={self.in_channels} of MultiLabelLinearClsHead, but the feature it is given has '
-                             f'the shape {tuple(feature.shape)}; set in_channels to what backbone and neck yield')
+            raise ValueError(f'in_channels={self.in_channels} of MultiLabelLinearClsHead, but the feature it is given '
+                             f'has the shape {tuple(feature.shape)}; set in_channels to what backbone and neck yield')
         return feature
 
     def forward(self, feats: Sequence[Tensor] | Tensor) -> Tensor:
@@ -109,7 +110,7 @@ class MultiLabelLinearClsHead(BaseModule):
     def predict(self,
                 feats: Sequence[Tensor] | Tensor,
                 data_samples: Sequence[MultiLabelDataSample] | None = None) -> list[MultiLabelDataSample]:
-        """The samples, new ones where None are given, with ``pred_score`` (C,), probabilities, and ``pred_label`` (P,)."""
+        """The samples, or new ones, with ``pred_score`` (C,), probabilities, and ``pred_label`` (P,), indices."""
         logits = self._precise_logits(feats)
         scores = logits.softmax(1) if self.softmax else logits.sigmoid()
         if self.thr is None:

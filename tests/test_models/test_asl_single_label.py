@@ -29,7 +29,8 @@ def loss_and_grad(function, logits):
     return loss.detach(), torch.autograd.grad(loss.sum(), logits)[0]
 
 
-@pytest.mark.parametrize('gamma_pos, gamma_neg, eps', [(0, 4, 0.1), (1, 2, 0.2), (0.5, 0.5, 0.1), (2, 0, 0), (0, 0, 0.3)])
+@pytest.mark.parametrize('gamma_pos, gamma_neg, eps', [(0, 4, 0.1), (1, 2, 0.2), (0.5, 0.5, 0.1), (2, 0, 0),
+                                                       (0, 0, 0.3)])
 def test_values_and_gradients_of_the_formula(gamma_pos, gamma_neg, eps):
     logits = 2 * torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     target = torch.tensor([0, 1, 2, 3, 4, 4, 0, 2])
@@ -150,7 +151,7 @@ LOGITS = torch.zeros(2, 3)
     (LOGITS, torch.tensor([0, 3]), {}, ValueError, r'target .* holds 3: .* \[0, 2\]'),
     (LOGITS, torch.tensor([0, -2]), {}, ValueError, 'target .* holds -2'),
     (LOGITS, torch.zeros(2), {}, TypeError, 'must be integer, got torch.float32'),
-    (LOGITS, torch.zeros(2, 3, dtype=torch.int64), {}, ValueError, r'shape \(2,\), one class index a row.*got \(2, 3\)'),
+    (LOGITS, torch.zeros(2, 3, dtype=torch.int64), {}, ValueError, r'shape \(2,\), one class index .*got \(2, 3\)'),
     (LOGITS.long(), torch.tensor([0, 1]), {}, TypeError, 'floating-point logits, got torch.int64'),
     (LOGITS[:, :1], torch.tensor([0, 0]), {}, ValueError, r'C >= 2, got \(2, 1\)'),
     (LOGITS, torch.tensor([0, 1]), dict(weight=torch.zeros(2, 3)), ValueError, r'weight .* got \(2, 3\)'),

@@ -40,8 +40,9 @@ class Colours(Dataset):
         present = [c for c in range(NUM_CLASSES) if (i + 1) >> c & 1]
         image = torch.full((3, 8, 8), 30, dtype=torch.uint8)
         image[present] = 220
-        return dict(inputs=image, data_samples=MultiLabelDataSample(
-            metainfo=dict(img_path=f'{i}.png', num_classes=NUM_CLASSES), gt_label=torch.tensor(present, dtype=torch.int64)))
+        metainfo = dict(img_path=f'{i}.png', num_classes=NUM_CLASSES)
+        label = torch.tensor(present, dtype=torch.int64)
+        return dict(inputs=image, data_samples=MultiLabelDataSample(metainfo=metainfo, gt_label=label))
 
 
 class Separated(BaseMetric):
@@ -128,7 +129,8 @@ def test_with_and_without_neck_agree():
     (dict(type='MobileNetV2', widen_factor=0.1, out_indices=(7, )), 1280),
 ])
 def test_backbones_of_mmdet(backbone, in_channels):
-    model = classifier(backbone=backbone, head=dict(type='MultiLabelLinearClsHead', num_classes=4, in_channels=in_channels))
+    head = dict(type='MultiLabelLinearClsHead', num_classes=4, in_channels=in_channels)
+    model = classifier(backbone=backbone, head=head)
     assert model(torch.rand(2, 3, 64, 64)).shape == (2, 4)
 
 
@@ -169,8 +171,9 @@ def runner_cfg(work_dir, **kwargs):
                    head=dict(type='MultiLabelLinearClsHead', num_classes=NUM_CLASSES, in_channels=8,
                              loss=dict(type='AsymmetricLoss'))),
         train_dataloader=loader, val_dataloader=dict(loader, sampler=dict(type='DefaultSampler', shuffle=False)),
-        train_cfg=dict(by_epoch=True, max_epochs=15, val_interval=15), val_cfg=dict(), val_evaluator=dict(type=Separated),
-        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.05)), randomness=dict(seed=0))
+        train_cfg=dict(by_epoch=True, max_epochs=15, val_interval=15), val_cfg=dict(),
+        val_evaluator=dict(type=Separated), optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.05)),
+        randomness=dict(seed=0))
     return {**cfg, **kwargs}
 
 

@@ -207,7 +207,7 @@ def test_features_of_another_shape_are_named(shape):
 @pytest.mark.parametrize('loss', [ASL, CE, dict(type='ASLSingleLabel')])
 def test_data_set_of_another_number_of_classes_is_named(loss):
     head = MultiLabelLinearClsHead(3, 8, loss=loss)
-    with pytest.raises(ValueError, match='data set of a.jpg has 80 classes, .* num_classes=3; set model.head.num_classes=80'):
+    with pytest.raises(ValueError, match='a.jpg has 80 classes, .* num_classes=3; set model.head.num_classes=80'):
         head.loss((torch.zeros(1, 8), ), [sample([1], num_classes=80, img_path='a.jpg')])
 
 
