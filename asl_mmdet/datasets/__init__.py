@@ -10,5 +10,5 @@ from .split_check import SplitCheckHook, check_no_overlap
 from .voc import VOCMultiLabelDataset
 
 __all__ = ['AnnotationError', 'CSVMultiLabelDataset', 'CocoMultiLabelDataset', 'HerbariumDataset', 'MultiLabelDataset',
-           'NUSWideDataset', 'OpenImagesMultiLabelDataset', 'PackMultiLabelInputs', 'SplitCheckHook', 'VOCMultiLabelDataset',
-           'check_no_overlap']
+           'NUSWideDataset', 'OpenImagesMultiLabelDataset', 'PackMultiLabelInputs', 'SplitCheckHook',
+           'VOCMultiLabelDataset', 'check_no_overlap']

@@ -13,9 +13,10 @@ from .multi_label import MultiLabelDataset
 class CocoMultiLabelDataset(MultiLabelDataset):
     """Instances JSON of COCO, or of any tool that writes COCO's format (https://cocodataset.org/#format-data).
 
-    A class is positive where it has at least one annotation, crowds included. Classes stand in the order of the category
-    ids, which have gaps. Images without any annotation are dropped, so that COCO 2014 has 82,081 images for training and
-    40,137 for validation (section 4.1.1); ``expected_images`` checks such a number. Arguments: ``MultiLabelDataset``.
+    A class is positive where it has at least one annotation, crowds included. Classes stand in the order of the
+    category ids, which have gaps. Images without any annotation are dropped, so that COCO 2014 has 82,081 images for
+    training and 40,137 for validation (section 4.1.1); ``expected_images`` checks such a number. Arguments:
+    ``MultiLabelDataset``.
     """
 
     def __init__(self, ann_file: str = '', unannotated: str = 'drop', **kwargs):
@@ -27,7 +28,8 @@ class CocoMultiLabelDataset(MultiLabelDataset):
     def _parse(self):
         content = read_coco_json(self.ann_file)
         classes, names, ids, rows, columns = coco_arrays(content, self.ann_file)
-        return LabelIndex(names, classes, dict(gt_label=Ragged.from_pairs(rows, columns, len(names), len(classes))), ids)
+        labels = Ragged.from_pairs(rows, columns, len(names), len(classes))
+        return LabelIndex(names, classes, dict(gt_label=labels), ids)
 
 
 def read_coco_json(path: str) -> dict:
@@ -55,8 +57,8 @@ def read_coco_json(path: str) -> dict:
     for key in ('images', 'annotations', 'categories'):
         entries = content.get(key) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise AnnotationError(f'{path} has no list {key!r} of objects, as COCO\'s instances files have. (The files of '
-                                  'the test images, and captions files, have no labels.)')
+            raise AnnotationError(f'{path} has no list {key!r} of objects, as COCO\'s instances files have. (The files '
+                                  'of the test images, and captions files, have no labels.)')
     return content
 
 
@@ -75,10 +77,12 @@ def coco_arrays(content: dict, path: str) -> Tuple[Tuple[str, ...], np.ndarray, 
         row_of_id[_get(entry, 'id', (int, str), 'images', i, path)] = i
         names.append(_get(entry, 'file_name', str, 'images', i, path))
         row_of_name[names[-1]] = i
-    for what, found, total in (('category ids', len(column_of_id), len(classes)), ('names', len(set(classes)), len(classes)),
-                               ('image ids', len(row_of_id), len(names)), ('file names', len(row_of_name), len(names))):
-        if found < total:
-            raise AnnotationError(f'{path}: {total - found} {what} occur twice, {_first_repeated(content, what)}')
+    for table, key, distinct in (('categories', 'id', column_of_id), ('categories', 'name', set(classes)),
+                                 ('images', 'id', row_of_id), ('images', 'file_name', row_of_name)):
+        repeated = len(content[table]) - len(distinct)
+        if repeated:
+            raise AnnotationError(f'{path}: in {table!r} {repeated} {key} occur twice, such as '
+                                  f'{_first_repeated(entry[key] for entry in content[table])!r}')
     rows, columns = [], []
     for i, entry in enumerate(content['annotations']):
         image, category = entry.get('image_id'), entry.get('category_id')
@@ -94,13 +98,12 @@ def coco_arrays(content: dict, path: str) -> Tuple[Tuple[str, ...], np.ndarray, 
         encoded = encode_names(names)
     except AnnotationError as error:
         raise AnnotationError(f'{path}: {error}') from None
-    ids = list(row_of_id)
-    if any(isinstance(image, str) for image in ids):
-        ids = [str(image).encode() for image in ids]
+    text = any(isinstance(image, str) for image in row_of_id)
     try:
-        return classes, encoded, np.array(ids, dtype='S' if ids and isinstance(ids[0], bytes) else np.int64), rows, columns
+        ids = np.array([str(image).encode() if text else image for image in row_of_id], dtype='S' if text else np.int64)
     except OverflowError:
         raise AnnotationError(f'{path}: an image id needs more than 64 bits') from None
+    return classes, encoded, ids, rows, columns
 
 
 def _get(entry, key, kind, table, i, path):
@@ -111,11 +114,6 @@ def _get(entry, key, kind, table, i, path):
     return value
 
 
-def _first_repeated(content, what):
-    table, key = {'category ids': ('categories', 'id'), 'names': ('categories', 'name'), 'image ids': ('images', 'id'),
-                  'file names': ('images', 'file_name')}[what]
+def _first_repeated(values):
     seen = set()
-    for entry in content[table]:
-        if entry[key] in seen:
-            return f'such as {key} {entry[key]!r} in "{table}"'
-        seen.add(entry[key])
+    return next(value for value in values if value in seen or seen.add(value))

@@ -9,7 +9,7 @@ import numpy as np
 from mmdet.registry import DATASETS
 
 from .label_index import AnnotationError, LabelIndex, Ragged, encode_names
-from .multi_label import MultiLabelDataset, suggestion
+from .multi_label import MultiLabelDataset, one_of, suggestion
 
 IMAGE_COLUMNS = ('image', 'images', 'img', 'file', 'filename', 'file_name', 'filepath', 'file_path', 'path', 'img_path',
                  'image_path', 'image_name', 'image_file', 'image_id')
@@ -55,12 +55,13 @@ class CSVMultiLabelDataset(MultiLabelDataset):
     error lists the options that decide. Without ``classes`` names are numbered in alphabetical order.
 
     Args:
-        image_column, label_column: name, or position from 0; ``label_column`` may be a list of class columns. By default
-            the image column is the one called image, filename, path or the like, and labels are all others.
+        image_column, label_column: name, or position from 0; ``label_column`` may be a list of class columns. By
+            default the image column is the one called image, filename, path or the like, and labels are all others.
         label_form: ``'names'``, ``'indices'`` or ``'columns'``.
         label_separator: between the labels of a cell.
         delimiter: between the columns.
-        header: False where the first line is data; then the image stands in column 0 unless ``image_column`` says other.
+        header: False where the first line is data; then the image stands in column 0 unless ``image_column`` says
+            other.
         index_base: 1 where indices count from 1.
         empty_cell: what an empty cell of a class column means: ``'error'``, ``'negative'`` or ``'unknown'``.
         other_labels: ``'error'``, or ``'ignore'`` to leave out labels that are not among ``classes``.
@@ -71,19 +72,18 @@ class CSVMultiLabelDataset(MultiLabelDataset):
     """
 
     def __init__(self, ann_file: str = '', image_column: Union[str, int, None] = None,
-                 label_column: Union[str, int, Sequence[Union[str, int]], None] = None, label_form: Optional[str] = None,
-                 label_separator: Optional[str] = None, delimiter: str = ',', header: bool = True, index_base: int = 0,
-                 empty_cell: str = 'error', other_labels: str = 'error', merge_rows: bool = False, image_suffix: str = '',
-                 **kwargs):
-        for name, value, choices in (('label_form', label_form, (None, 'names', 'indices', 'columns')),
-                                     ('index_base', index_base, (0, 1)), ('other_labels', other_labels, ('error', 'ignore')),
-                                     ('empty_cell', empty_cell, ('error', 'negative', 'unknown'))):
-            if value not in choices:
-                raise ValueError(f'{name}={value!r}: give one of {choices}')
+                 label_column: Union[str, int, Sequence[Union[str, int]], None] = None,
+                 label_form: Optional[str] = None, label_separator: Optional[str] = None, delimiter: str = ',',
+                 header: bool = True, index_base: int = 0, empty_cell: str = 'error', other_labels: str = 'error',
+                 merge_rows: bool = False, image_suffix: str = '', **kwargs):
+        one_of('label_form', label_form, (None, 'names', 'indices', 'columns'))
+        one_of('index_base', index_base, (0, 1))
+        one_of('empty_cell', empty_cell, ('error', 'negative', 'unknown'))
+        one_of('other_labels', other_labels, ('error', 'ignore'))
         self.image_column, self.label_column, self.label_form = image_column, label_column, label_form
-        self.label_separator, self.delimiter, self.header, self.index_base = label_separator, delimiter, header, index_base
-        self.empty_cell, self.other_labels, self.merge_rows = empty_cell, other_labels, merge_rows
-        self.image_suffix = image_suffix
+        self.label_separator, self.delimiter, self.header = label_separator, delimiter, header
+        self.index_base, self.empty_cell, self.other_labels = index_base, empty_cell, other_labels
+        self.merge_rows, self.image_suffix = merge_rows, image_suffix
         super().__init__(ann_file, **kwargs)
 
     def read_index(self) -> LabelIndex:
@@ -91,10 +91,11 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         header, first = self._first_rows()
         image = self._image_column(header)
         columns = self._label_columns(header, image, first)
-        one_column = self.label_form != 'columns' and not isinstance(self.label_column, (list, tuple)) and len(columns) == 1
-        return self._read_lists(header, image, columns[0]) if one_column else self._read_columns(header, image, columns)
+        if len(columns) > 1 or self.label_form == 'columns' or isinstance(self.label_column, (list, tuple)):
+            return self._read_columns(header, image, columns)
+        return self._read_lists(header, image, columns[0])
 
-    # -------------------------------------------------------------------------------------------------- what stands where
+    # ------------------------------------------------------------------------------------------------ what stands where
 
     def _rows(self) -> Iterator[Tuple[int, List[str]]]:
         """``(line, cells)`` of each row of data."""
@@ -132,17 +133,17 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         columns = [column for column in range(len(header)) if column != image]
         if not columns:
             self._refuse('there is no column besides the image', 'delimiter=...')
+        others = f'{len(columns)} columns besides the image, {_short([header[column] for column in columns])}'
         if len(columns) > 1 and self.label_form in ('names', 'indices'):
-            self._refuse(f'{len(columns)} columns besides the image, {_short([header[c] for c in columns])}', 'label_column=...')
+            self._refuse(others, 'label_column=...')
         if len(columns) > 1:
             listed = [header[column] for column in columns if header[column].lower() in LABEL_COLUMNS]
             wrong = next((column for column in columns if first[column].lower() not in ('', *MARKS)), None)
             if listed or wrong is not None:
                 reason = f'besides columns of other contents stands {listed[0]!r}' if listed else \
                     f'column {header[wrong]!r} begins with {first[wrong]!r}, and no 0/1 column does'
-                self._refuse(f'{len(columns)} columns besides the image, {_short([header[c] for c in columns])}, and {reason}',
-                             "label_column='...' for one column of names or indices, label_column=['...', '...'] for class "
-                             'columns with 1, 0 and -1')
+                self._refuse(f'{others}, and {reason}', "label_column='...' for one column of names or indices, "
+                             "label_column=['...', '...'] for class columns with 1, 0 and -1")
         return columns
 
     def _position(self, header, column):
@@ -155,7 +156,7 @@ class CSVMultiLabelDataset(MultiLabelDataset):
     def _refuse(self, reason, way_out):
         raise AnnotationError(f'{self.ann_file}: {reason}. Decide with {way_out}')
 
-    # ------------------------------------------------------------------------------------------------ one column per class
+    # --------------------------------------------------------------------------------------------- one column per class
 
     def _read_columns(self, header, image, columns):
         marks = dict(MARKS)
@@ -168,13 +169,14 @@ class CSVMultiLabelDataset(MultiLabelDataset):
             for row, (line, cells) in enumerate(self._rows()):
                 lines.append(line)
                 for label, column in enumerate(columns):
-                    mark = marks.get(cells[column]) if cells[column] in marks else marks.get(cells[column].strip().lower())
+                    mark = marks.get(cells[column])
                     if mark is None:
-                        cell, empty = cells[column], not cells[column].strip()
+                        mark = marks.get(cells[column].strip().lower())
+                    if mark is None:
                         raise AnnotationError(
-                            f'{self.ann_file}, line {line}, column {header[column]!r}: {cell!r} is not 1, 0 or -1. ' +
-                            ("empty_cell='negative' or 'unknown' says what an empty cell means" if empty else
-                             'label_column=... says which columns hold labels'))
+                            f'{self.ann_file}, line {line}, column {header[column]!r}: {cells[column]!r} is not 1, 0 '
+                            'or -1. ' + ('label_column=... says which columns hold labels' if cells[column].strip() else
+                                         "empty_cell='negative' or 'unknown' says what an empty cell means"))
                     if mark:
                         pairs[mark][0].append(row)
                         pairs[mark][1].append(label)
@@ -185,11 +187,11 @@ class CSVMultiLabelDataset(MultiLabelDataset):
             self._refuse('merge_rows=True is for tables with one column of labels', 'unique image names')
         classes = tuple(header[column] for column in columns)
         self.log(f'{self.ann_file} read as one column per class with 1, 0 and -1; images in column {header[image]!r}')
-        lists = {name: Ragged.from_pairs(np.asarray(rows), np.asarray(labels), len(names), len(classes))
-                 for name, (rows, labels) in (('gt_label', pairs[1]), ('gt_unknown', pairs[-1])) if rows or name == 'gt_label'}
-        return LabelIndex(names, classes, lists)
+        positive, unknown = (Ragged.from_pairs(np.asarray(rows), np.asarray(labels), len(names), len(classes))
+                             for rows, labels in (pairs[1], pairs[-1]))
+        return LabelIndex(names, classes, dict(gt_label=positive, **(dict(gt_unknown=unknown) if pairs[-1][0] else {})))
 
-    # ------------------------------------------------------------------------------------------------- one column of lists
+    # ---------------------------------------------------------------------------------------------- one column of lists
 
     def _read_lists(self, header, image, column):
         separator = self._separator(column)
@@ -210,9 +212,10 @@ class CSVMultiLabelDataset(MultiLabelDataset):
 
         names = self._encode(images(), lines)
         form, classes, column_of_token = self._form(vocabulary, first_lines, separator)
-        self.log(f'{self.ann_file} read as {form}' + (f' separated by {separator!r}' if separator else ', one per image') +
-                 f', in column {header[column]!r}; images in column {header[image]!r}; {len(classes):,} classes' +
-                 (' from the file in alphabetical order' if self._metainfo.get('classes') is None else ''))
+        between = f' separated by {separator!r}' if separator else ', one per image'
+        origin = ' from the file in alphabetical order' if self._metainfo.get('classes') is None else ''
+        self.log(f'{self.ann_file} read as {form}{between}, in column {header[column]!r}; images in column '
+                 f'{header[image]!r}; {len(classes):,} classes{origin}')
         unique, row_of_line = self._unique(names, lines)
         columns = column_of_token[np.asarray(tokens)]
         rows = np.repeat(row_of_line, np.asarray(counts))[columns >= 0]
@@ -228,8 +231,8 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         for line, cells in self._rows():
             cell = cells[column].strip()
             if cell[:1] in ('[', '{', '('):
-                self._refuse(f'line {line}: {cell[:40]!r} looks like a Python list', "plain text such as 'dog;tree', or "
-                             'NUSWideDataset for the file of the ASL authors')
+                self._refuse(f'line {line}: {cell[:40]!r} looks like a Python list',
+                             "plain text such as 'dog;tree', or NUSWideDataset for the file of the ASL authors")
             for separator in SEPARATORS:
                 if separator in cell:
                     found.setdefault(separator, line)
@@ -239,8 +242,8 @@ class CSVMultiLabelDataset(MultiLabelDataset):
                 whole, split = whole and cell in classes, split and classes.issuperset(parts)
                 numbers = numbers and all(part.isdigit() for part in parts)
         if len(found) > 1:
-            self._refuse('labels hold ' + ' and '.join(f'{separator!r} (line {line})' for separator, line in found.items()),
-                         f'label_separator={next(iter(found))!r}')
+            places = ' and '.join(f'{separator!r} (line {line})' for separator, line in found.items())
+            self._refuse(f'labels hold {places}', f'label_separator={next(iter(found))!r}')
         if found:
             return next(iter(found))
         if spaced and not numbers and whole == split:
@@ -263,14 +266,14 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         if form is None and numbers:
             example = next(iter(vocabulary))
             if classes is None:
-                self._refuse(f'labels are numbers such as {example!r}', "metainfo=dict(classes=[...]) if they are indices, "
-                             "label_form='names' if they are names")
+                self._refuse(f'labels are numbers such as {example!r}', "metainfo=dict(classes=[...]) if they are "
+                             "indices, label_form='names' if they are names")
             if set(vocabulary) <= set(classes) and list(classes) != [str(column) for column in range(len(classes))]:
                 self._refuse(f'labels are numbers such as {example!r}, and so are the names in classes',
                              "label_form='names' or 'indices'")
             if separator is None and set(vocabulary) <= {'0', '1'}:
-                self._refuse('the only label column holds 0 and 1', "label_form='columns' if it is a class of that name, "
-                             "label_form='indices' if it is the index of a class")
+                self._refuse('the only label column holds 0 and 1', "label_form='columns' if it is a class of that "
+                             "name, label_form='indices' if it is the index of a class")
         form = form or ('indices' if numbers else 'names')
         if classes is None:
             if form == 'indices':
@@ -288,12 +291,13 @@ class CSVMultiLabelDataset(MultiLabelDataset):
                     raise AnnotationError(
                         f'{place}index {label} lies outside [{self.index_base}, {len(classes) - 1 + self.index_base}]' +
                         ('. index_base=1 counts from 1' if label == str(len(classes)) and not self.index_base else ''))
+                whole = '' if separator else '. Each cell is read as one label: label_separator=... splits it'
                 raise AnnotationError(f'{place}{label!r} is none of the {len(classes):,} classes'
-                                      f'{suggestion(label, classes)}; other_labels=\'ignore\' leaves such labels out' +
-                                      ('' if separator else '. Each cell is read as one label: label_separator=... splits it'))
+                                      f"{suggestion(label, classes)}; other_labels='ignore' leaves such labels out"
+                                      f'{whole}')
         return form, tuple(classes), columns
 
-    # -------------------------------------------------------------------------------------------------------------- images
+    # ----------------------------------------------------------------------------------------------------------- images
 
     def _encode(self, images, lines):
         try:
@@ -311,8 +315,8 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         if not self.merge_rows:
             again = int(np.flatnonzero(first[inverse] != np.arange(len(names)))[0])
             raise AnnotationError(f'{self.ann_file}: image {names[again].decode()!r} stands in lines '
-                                  f'{lines[first[inverse[again]]]} and {lines[again]} ({len(names) - len(unique):,} such '
-                                  'lines). merge_rows=True is for one row per label')
+                                  f'{lines[first[inverse[again]]]} and {lines[again]} ({len(names) - len(unique):,} '
+                                  'such lines). merge_rows=True is for one row per label')
         order = np.argsort(first)
         row_of_unique = np.empty_like(order)
         row_of_unique[order] = np.arange(len(order))

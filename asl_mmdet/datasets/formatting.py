@@ -13,14 +13,14 @@ from ..structures import MultiLabelDataSample
 class PackMultiLabelInputs(BaseTransform):
     """Last transform of a multi-label pipeline.
 
-    Takes ``img`` (H, W, 3) or (H, W), and of ``gt_label``, ``gt_negative`` and ``gt_unknown`` (arrays of class indices) what
-    there is. Gives ``inputs``, a (C, H, W) tensor of the image's type, uint8 unless the pipeline made it another, and
-    ``data_samples``, a ``MultiLabelDataSample`` with int64 tensors. Its metainfo holds ``num_classes`` and
+    Takes ``img`` (H, W, 3) or (H, W), and of ``gt_label``, ``gt_negative`` and ``gt_unknown`` (arrays of class indices)
+    what there is. Gives ``inputs``, a (C, H, W) tensor of the image's type, uint8 unless the pipeline made it another,
+    and ``data_samples``, a ``MultiLabelDataSample`` with int64 tensors. Its metainfo holds ``num_classes`` and
     ``untagged_weight`` where the data set gives them, and ``meta_keys``, as in mmdet's ``PackDetInputs``.
     """
 
-    def __init__(self, meta_keys: Sequence[str] = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip',
-                                                   'flip_direction')):
+    def __init__(self, meta_keys: Sequence[str] = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor',
+                                                   'flip', 'flip_direction')):
         self.meta_keys = tuple(meta_keys)
 
     def transform(self, results: dict) -> dict:

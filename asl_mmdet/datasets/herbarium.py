@@ -18,8 +18,8 @@ class HerbariumDataset(MultiLabelDataset):
          "categories": [{"id": 15672, "name": "...", "genus": "...", "family": "..."}]}
 
     32,093 classes in the order of the category ids; species that share a name get their id behind it. Every image has
-    exactly one. The labels of the test images are not public; ``holdout`` makes a validation part. The other arguments are
-    those of ``MultiLabelDataset``.
+    exactly one. The labels of the test images are not public; ``holdout`` makes a validation part. The other arguments
+    are those of ``MultiLabelDataset``.
     """
 
     def __init__(self, ann_file: str = 'train/metadata.json', data_prefix: dict = dict(img_path='train'), **kwargs):
@@ -40,4 +40,5 @@ class HerbariumDataset(MultiLabelDataset):
         if len(wrong):
             raise AnnotationError(f'{self.ann_file}: {len(wrong):,} images do not have exactly one annotation, such as '
                                   f'{names[wrong[0]].decode()!r} with {counts[wrong[0]]}')
-        return LabelIndex(names, classes, dict(gt_label=Ragged.from_pairs(rows, columns, len(names), len(classes))), ids)
+        labels = Ragged.from_pairs(rows, columns, len(names), len(classes))
+        return LabelIndex(names, classes, dict(gt_label=labels), ids)

@@ -25,7 +25,8 @@ def cached_index(cache_file: str, sources: Sequence[str], options: dict, read: C
 
     The cache is an npz file that is read without pickle, and is replaced whole. It counts as the same when size and
     modification time of every source, the options (JSON) and the format number agree. Where the folder cannot be
-    written, the log says so and every start parses. Of several processes on one machine, one parses and the others wait.
+    written, the log says so and every start parses. Of several processes on one machine, one parses and the others
+    wait.
     """
     key = json.dumps([FORMAT, options] + [[os.path.basename(path), os.stat(path).st_size, os.stat(path).st_mtime_ns]
                                           for path in sources])

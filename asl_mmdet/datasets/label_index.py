@@ -73,7 +73,9 @@ class Ragged:
 
 @dataclass
 class LabelIndex(Sequence):
-    """All images of a data set. ``index[i]`` is a dict made on demand; a slice or an array of rows gives a smaller index.
+    """All images of a data set.
+
+    ``index[i]`` is a dict made on demand; a slice or an array of rows gives a smaller index.
 
     Fields:
         names: (N,) bytes of fixed width, paths in UTF-8 relative to the image folder.

@@ -22,24 +22,25 @@ class MultiLabelDataset(BaseDataset):
     """Base class; a data set implements ``read_index``.
 
     Args:
-        ann_file, metainfo, data_root, data_prefix, pipeline, test_mode, indices, lazy_init, max_refetch: as in mmengine's
-            ``BaseDataset``. ``metainfo=dict(classes=...)``, names or a text file of one name a line, selects and orders
-            the classes. ``data_prefix=dict(img_path=...)`` is the image folder; mmdet's key ``img`` does as well.
+        ann_file, metainfo, data_root, data_prefix, pipeline, test_mode, indices, lazy_init, max_refetch: as in
+            mmengine's ``BaseDataset``. ``metainfo=dict(classes=...)``, names or a text file of one name a line, selects
+            and orders the classes. ``data_prefix=dict(img_path=...)`` is the image folder; mmdet's key ``img`` does as
+            well.
         unannotated: ``'drop'`` leaves out images that have no label of any class in the file, chosen or not; ``'keep'``
             takes them as images without positives.
         untagged_weight: in [0, 1], with which a class that an image does not list counts as its negative; 0: unknown.
         expected_images: how many images the whole file must give after ``unannotated``; another number is an error.
-        holdout: ``dict(fraction=0.2, part='train')`` or ``part='val'`` splits one file by a fixed rule: an image is held
-            out where CRC-32 of its name in the file, divided by 2^32, is below the fraction.
-        missing_images: the folders are listed at start, and an image that is not there is an ``'error'``, or left out and
-            counted (``'drop'``); ``'unchecked'`` lists nothing.
+        holdout: ``dict(fraction=0.2, part='train')`` or ``part='val'`` splits one file by a fixed rule: an image is
+            held out where CRC-32 of its name in the file, divided by 2^32, is below the fraction.
+        missing_images: the folders are listed at start, and an image that is not there is an ``'error'``, or left out
+            and counted (``'drop'``); ``'unchecked'`` lists nothing.
         allow_outside: whether the file may name images outside the image folder, by ``../`` or absolute paths.
         max_corrupt_images: so many different images of this process may be unreadable in training; each is logged and
             replaced by a random other one, and the next one is an error. In test mode each is an error.
         cache: whether data sets whose files take long to parse keep the result beside the file, or a folder for it.
 
-    ``get_data_info(i)`` gives ``img_path``, ``img_id``, ``sample_idx``, ``num_classes``, ``untagged_weight``, ``gt_label``
-    (K,) int64 ascending, and where the data set has them ``gt_negative`` and ``gt_unknown``.
+    ``get_data_info(i)`` gives ``img_path``, ``img_id``, ``sample_idx``, ``num_classes``, ``untagged_weight``,
+    ``gt_label`` (K,) int64 ascending, and where the data set has them ``gt_negative`` and ``gt_unknown``.
 
     Raises:
         AnnotationError: see its docstring; from the constructor wherever the files alone show the fault.
@@ -50,15 +51,15 @@ class MultiLabelDataset(BaseDataset):
                  test_mode: bool = False, unannotated: str = 'keep', untagged_weight: float = 1.0,
                  expected_images: Optional[int] = None, holdout: Optional[dict] = None, missing_images: str = 'error',
                  allow_outside: bool = False, max_corrupt_images: int = 10, cache: Union[bool, str] = True, **kwargs):
-        _one_of('unannotated', unannotated, ('drop', 'keep'))
-        _one_of('missing_images', missing_images, ('error', 'drop', 'unchecked'))
+        one_of('unannotated', unannotated, ('drop', 'keep'))
+        one_of('missing_images', missing_images, ('error', 'drop', 'unchecked'))
         if not 0 <= untagged_weight <= 1:
             raise ValueError(f'untagged_weight={untagged_weight} lies outside [0, 1]')
         if holdout is not None:
             if set(holdout) != {'fraction', 'part'} or not 0 < holdout['fraction'] < 1:
                 raise ValueError(f"holdout={dict(holdout)}: give dict(fraction=..., part='train' or 'val'), with the "
                                  'fraction between 0 and 1')
-            _one_of("holdout['part']", holdout['part'], ('train', 'val'))
+            one_of("holdout['part']", holdout['part'], ('train', 'val'))
         if len(data_prefix) != 1 or not set(data_prefix) <= {'img_path', 'img'}:
             raise ValueError(f'data_prefix={dict(data_prefix)}: give the image folder as dict(img_path=...)')
         self.unannotated, self.untagged_weight, self.expected_images = unannotated, untagged_weight, expected_images
@@ -150,10 +151,11 @@ class MultiLabelDataset(BaseDataset):
         root = os.fsencode(self.image_folder)
         for start in range(0, len(names), CHUNK):
             for row, name in enumerate(names[start:start + CHUNK].tolist(), start):
-                folder, _, base = name.rpartition(b'/')
+                folder, slash, base = name.rpartition(b'/')
+                folder += slash
                 listing = listings.get(folder)
                 if listing is None:
-                    listing = listings[folder] = _list_folder(osp.join(root, folder) if name[:1] != b'/' else folder + b'/')
+                    listing = listings[folder] = _list_folder(osp.join(root, folder) or b'.')
                 missing[row] = base not in listing
         count = np.count_nonzero(missing)
         if count:
@@ -161,8 +163,9 @@ class MultiLabelDataset(BaseDataset):
             message = f'{count:,} of {len(names):,} images of {self.ann_file} do not exist, such as {", ".join(first)}'
             if self.missing_images == 'error':
                 folder = osp.dirname(first[0])
-                raise AnnotationError(message + ('' if osp.isdir(folder) else f' (there is no folder {folder!r})') +
-                                      ". Correct data_root or data_prefix, or leave them out with missing_images='drop'")
+                message += '' if osp.isdir(folder) else f' (there is no folder {folder!r})'
+                raise AnnotationError(f"{message}. Correct data_root or data_prefix, or leave them out with "
+                                      "missing_images='drop'")
             self.log(f'{message}; left out', logging.WARNING)
         return missing
 
@@ -178,19 +181,18 @@ class MultiLabelDataset(BaseDataset):
         """Counts of this data set.
 
         ``images``; ``classes``; ``labels_per_image``; ``positive_negative_ratio``, all positives over all that count as
-        negative, the untagged among them unless they are unknown (inf without negatives); ``negative``, ``unknown``: labels
-        listed as such; ``positives`` (C,), images of each class; ``classes_without_positives``: their names.
+        negative, the untagged among them unless they are unknown (inf without negatives); ``negative``, ``unknown``:
+        labels listed as such; ``positives`` (C,), images of each class; ``classes_without_positives``: their names.
         """
         index, classes = self.data_list, self.metainfo['classes']
         positives = np.bincount(index.lists['gt_label'].values, minlength=len(classes))
         positive = int(positives.sum())
-        listed = {name: len(index.lists[name].values) if name in index.lists else 0 for name in ('gt_negative', 'gt_unknown')}
-        negatives = len(index) * len(classes) - positive - listed['gt_unknown']
-        if self.untagged_weight == 0:
-            negatives = listed['gt_negative']
+        negative, unknown = (len(index.lists[name].values) if name in index.lists else 0
+                             for name in ('gt_negative', 'gt_unknown'))
+        negatives = negative if self.untagged_weight == 0 else len(index) * len(classes) - positive - unknown
         return dict(images=len(index), classes=len(classes), labels_per_image=positive / max(len(index), 1),
                     positive_negative_ratio=positive / negatives if negatives else float('inf'),
-                    negative=listed['gt_negative'], unknown=listed['gt_unknown'], positives=positives,
+                    negative=negative, unknown=unknown, positives=positives,
                     classes_without_positives=[classes[column] for column in np.flatnonzero(positives == 0)])
 
     def _report(self):
@@ -240,16 +242,16 @@ class MultiLabelDataset(BaseDataset):
                 return None
             raise RuntimeError(f'the pipeline fails on {path}: {type(error).__name__}: {error}') from error
         if self.test_mode:
-            raise AnnotationError(f'{path} of {self.ann_file} cannot be read: {unreadable}. An evaluation leaves no image '
-                                  'out by itself; restore the file or take it out of the annotations') from error
+            raise AnnotationError(f'{path} of {self.ann_file} cannot be read: {unreadable}. An evaluation leaves no '
+                                  'image out by itself; restore the file or take it out of the annotations') from error
         self._corrupt[idx] = 1
         count = int(self._corrupt.sum())
         if count > self.max_corrupt_images:
-            raise AnnotationError(f'{path} of {self.ann_file} cannot be read: {unreadable}. It is no. {count}, more than '
-                                  f'max_corrupt_images={self.max_corrupt_images}') from error
+            raise AnnotationError(f'{path} of {self.ann_file} cannot be read: {unreadable}. It is no. {count}, more '
+                                  f'than max_corrupt_images={self.max_corrupt_images}') from error
         # At level ERROR, since the loggers of the other ranks show nothing below it.
-        print_log(f'{path} of {self.ann_file} cannot be read and is replaced by a random other image, no. {count} of at '
-                  f'most {self.max_corrupt_images}: {unreadable}', 'current', logging.ERROR)
+        print_log(f'{path} of {self.ann_file} cannot be read and is replaced by a random other image, no. {count} of '
+                  f'at most {self.max_corrupt_images}: {unreadable}', 'current', logging.ERROR)
         return None
 
     def _why_unreadable(self, idx):
@@ -286,14 +288,14 @@ class MultiLabelDataset(BaseDataset):
         return subset
 
 
+def one_of(name, value, choices):
+    if value not in choices:
+        raise ValueError(f'{name}={value!r}: give one of {", ".join(map(repr, choices))}')
+
+
 def suggestion(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1) if len(known) < 10000 else []
     return f' (did you mean {close[0]!r}?)' if close else ''
-
-
-def _one_of(name, value, choices):
-    if value not in choices:
-        raise ValueError(f'{name}={value!r}: give one of {", ".join(map(repr, choices))}')
 
 
 def _held_out(names, fraction):

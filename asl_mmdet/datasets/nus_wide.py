@@ -23,12 +23,13 @@ class NUSWideDataset(MultiLabelDataset):
     """
     METAINFO = dict(classes=(
         'airport', 'animal', 'beach', 'bear', 'birds', 'boats', 'book', 'bridge', 'buildings', 'cars', 'castle', 'cat',
-        'cityscape', 'clouds', 'computer', 'coral', 'cow', 'dancing', 'dog', 'earthquake', 'elk', 'fire', 'fish', 'flags',
-        'flowers', 'food', 'fox', 'frost', 'garden', 'glacier', 'grass', 'harbor', 'horses', 'house', 'lake', 'leaf', 'map',
-        'military', 'moon', 'mountain', 'nighttime', 'ocean', 'person', 'plane', 'plants', 'police', 'protest', 'railroad',
-        'rainbow', 'reflection', 'road', 'rocks', 'running', 'sand', 'sign', 'sky', 'snow', 'soccer', 'sports', 'statue',
-        'street', 'sun', 'sunset', 'surf', 'swimmers', 'tattoo', 'temple', 'tiger', 'tower', 'town', 'toy', 'train', 'tree',
-        'valley', 'vehicle', 'water', 'waterfall', 'wedding', 'whales', 'window', 'zebra'))
+        'cityscape', 'clouds', 'computer', 'coral', 'cow', 'dancing', 'dog', 'earthquake', 'elk', 'fire', 'fish',
+        'flags', 'flowers', 'food', 'fox', 'frost', 'garden', 'glacier', 'grass', 'harbor', 'horses', 'house', 'lake',
+        'leaf', 'map', 'military', 'moon', 'mountain', 'nighttime', 'ocean', 'person', 'plane', 'plants', 'police',
+        'protest', 'railroad', 'rainbow', 'reflection', 'road', 'rocks', 'running', 'sand', 'sign', 'sky', 'snow',
+        'soccer', 'sports', 'statue', 'street', 'sun', 'sunset', 'surf', 'swimmers', 'tattoo', 'temple', 'tiger',
+        'tower', 'town', 'toy', 'train', 'tree', 'valley', 'vehicle', 'water', 'waterfall', 'wedding', 'whales',
+        'window', 'zebra'))
 
     def __init__(self, ann_file: str = 'nus_wid_data.csv', split: str = 'train', **kwargs):
         self.split = split
@@ -74,5 +75,6 @@ class NUSWideDataset(MultiLabelDataset):
         classes = self.METAINFO['classes']
         unknown = next((label for label in labels if label not in classes), None)
         if unknown is not None:
-            raise AnnotationError(f'{place}{unknown!r} is none of NUS-WIDE\'s 81 concepts{suggestion(unknown, classes)}')
+            raise AnnotationError(f'{place}{unknown!r} is none of NUS-WIDE\'s 81 concepts'
+                                  f'{suggestion(unknown, classes)}')
         return [classes.index(label) for label in labels]

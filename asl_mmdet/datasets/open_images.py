@@ -29,17 +29,17 @@ class OpenImagesMultiLabelDataset(MultiLabelDataset):
         /m/01g317,Person
 
     Classes are those of the descriptions, in their order; ``metainfo=dict(classes=...)`` selects by display name or by
-    ``/m/...``, so that the owners' ``oidv6-classes-trainable.txt`` does. Images are those with at least one label, and are
-    found at ``{image folder}/{ImageID}.jpg``.
+    ``/m/...``, so that the owners' ``oidv6-classes-trainable.txt`` does. Images are those with at least one label, and
+    are found at ``{image folder}/{ImageID}.jpg``.
 
     Args:
         ann_file: human-verified labels.
         machine_file: machine-generated labels, or None.
-        machine_threshold: from this confidence on a machine's label counts as positive; below it as no label. What people
-            say about a label overrides it.
+        machine_threshold: from this confidence on a machine's label counts as positive; below it as no label. What
+            people say about a label overrides it.
         class_file: class descriptions.
-        untagged: what the classes are that nobody said anything about: ``'unknown'``, ``'negative'``, or a weight between 0
-            and 1 with which they count as negative, which is what the paper trained with.
+        untagged: what the classes are that nobody said anything about: ``'unknown'``, ``'negative'``, or a weight
+            between 0 and 1 with which they count as negative, which is what the paper trained with.
 
     Verified absences are in ``gt_negative``. The other arguments are those of ``MultiLabelDataset``.
     """
@@ -76,7 +76,9 @@ class OpenImagesMultiLabelDataset(MultiLabelDataset):
         ids, counts, columns, kinds = (_joined(arrays) for arrays in parts)
         del parts
         # One key for image, class and kind of each statement; sorted, the one that counts is the last of its pair.
-        ids, row_of_run = (ids, np.arange(len(ids))) if (ids[1:] > ids[:-1]).all() else np.unique(ids, return_inverse=True)
+        row_of_run = np.arange(len(ids))
+        if not (ids[1:] > ids[:-1]).all():
+            ids, row_of_run = np.unique(ids, return_inverse=True)
         keys = np.repeat(row_of_run * (len(names) * 4), counts)
         del row_of_run, counts
         for start in range(0, len(keys), CHUNK):
@@ -99,7 +101,7 @@ class OpenImagesMultiLabelDataset(MultiLabelDataset):
 
 def read_classes(path: str) -> Tuple[Tuple[str, ...], Tuple[str, ...]]:
     """``(labels, names)`` of the class descriptions; names that occur twice get their label behind them."""
-    rows = [(line, label.strip(), rest[0].strip() if rest else label.strip()) for line, (label, *rest) in csv_rows(path)]
+    rows = [(line, cells[0].strip(), cells[-1].strip()) for line, cells in csv_rows(path)]
     if rows and rows[0][1] == 'LabelName':
         del rows[0]
     lines = {}
@@ -138,8 +140,8 @@ class LabelTable:
 def read_labels(path: str, table: LabelTable, threshold: Optional[float], block: int = 1 << 23):
     """Yields for each block of the file ``(ids, counts, classes, kinds)``.
 
-    Neighbouring rows of one image make a run: ids (r,) uint64 and counts (r,) are of runs, classes and kinds (n,) of rows.
-    Without ``threshold`` the file is human-verified and confidence is 0 or 1.
+    Neighbouring rows of one image make a run: ids (r,) uint64 and counts (r,) are of runs, classes and kinds (n,) of
+    rows. Without ``threshold`` the file is human-verified and confidence is 0 or 1.
 
     Raises:
         AnnotationError: with the line.

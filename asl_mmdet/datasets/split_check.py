@@ -23,8 +23,8 @@ def check_no_overlap(train: BaseDataset, val: BaseDataset) -> None:
         for second in _unwrapped(val):
             if first.metainfo['classes'] != second.metainfo['classes']:
                 position, a, b = _first_difference(first.metainfo['classes'], second.metainfo['classes'])
-                raise AnnotationError(f'{first.ann_file} and {second.ann_file} differ in class {position}: {a!r} and {b!r}. '
-                                      'Give both the same metainfo=dict(classes=...)')
+                raise AnnotationError(f'{first.ann_file} and {second.ann_file} differ in class {position}: {a!r} and '
+                                      f'{b!r}. Give both the same metainfo=dict(classes=...)')
             names, others = (dataset.data_list.names for dataset in (first, second))
             if _folder(first) != _folder(second):
                 names, others = _full_paths(first), _full_paths(second)

@@ -21,15 +21,15 @@ class VOCMultiLabelDataset(MultiLabelDataset):
 
     Args:
         split: the file in ``ImageSets/Main``, without ``.txt``; ``ann_file`` overrides it.
-        difficult: what a class is whose objects in the image are all marked difficult: ``'positive'``, ``'negative'`` or
-            ``'unknown'`` (in ``gt_unknown``, neither trained nor evaluated). By default ``'unknown'`` in test mode, as VOC
-            evaluates, and ``'positive'`` in training, as is customary for multi-label models.
+        difficult: what a class is whose objects in the image are all marked difficult: ``'positive'``, ``'negative'``
+            or ``'unknown'`` (in ``gt_unknown``, neither trained nor evaluated). By default ``'unknown'`` in test mode,
+            as VOC evaluates, and ``'positive'`` in training, as is customary for multi-label models.
 
     ``data_root`` is the folder VOC2007. The other arguments are those of ``MultiLabelDataset``.
     """
     METAINFO = dict(classes=('aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
-                             'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train',
-                             'tvmonitor'))
+                             'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa',
+                             'train', 'tvmonitor'))
 
     def __init__(self, ann_file: str = '', split: str = 'trainval', difficult: Optional[str] = None,
                  data_prefix: dict = dict(img_path='JPEGImages'), test_mode: bool = False, **kwargs):
@@ -50,8 +50,8 @@ class VOCMultiLabelDataset(MultiLabelDataset):
                     continue
                 # The id is part of two paths.
                 if not re.fullmatch(r'\w[\w.-]*', image) or '..' in image:
-                    raise AnnotationError(f'{self.ann_file}, line {line}: {image[:80]!r} is not an image id. Files such as '
-                                          'dog_trainval.txt list one class; take trainval.txt')
+                    raise AnnotationError(f'{self.ann_file}, line {line}: {image[:80]!r} is not an image id. Files '
+                                          'such as dog_trainval.txt list one class; take trainval.txt')
                 easy, hard = self._objects(image)
                 for name, columns in (('gt_label', easy), (difficult_list, hard - easy)):
                     if name:
@@ -82,8 +82,8 @@ class VOCMultiLabelDataset(MultiLabelDataset):
         for entry in objects:
             name = (entry.findtext('name') or '').strip()
             if name not in self.METAINFO['classes']:
-                raise AnnotationError(f'{path} has an object of class {name!r}{suggestion(name, self.METAINFO["classes"])}, '
-                                      'which is none of VOC\'s 20')
+                raise AnnotationError(f'{path} has an object of class {name!r}'
+                                      f'{suggestion(name, self.METAINFO["classes"])}, which is none of VOC\'s 20')
             difficult = (entry.findtext('difficult') or '0').strip()
             if difficult not in found:
                 raise AnnotationError(f'{path}: difficult is {difficult!r} for an object {name!r}, neither 0 nor 1')

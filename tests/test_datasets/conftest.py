@@ -30,16 +30,17 @@ def pictures():
 def coco(tmp_path, pictures):
     """A folder as of COCO 2014: ids with gaps, categories out of order, one image without annotations, a crowd."""
     names = [f'COCO_val2014_{i:012d}.jpg' for i in (42, 73, 74, 136)]
+    outline = [[0, 0, 5, 0, 5, 5]]
     content = dict(
         info=dict(year=2014), licenses=[],
         images=[dict(id=i, file_name=name, height=10, width=20) for i, name in zip((42, 73, 74, 136), names)],
         annotations=[
-            dict(id=1, image_id=42, category_id=18, iscrowd=0, bbox=[0, 0, 5, 5], area=25, segmentation=[[0, 0, 5, 0, 5, 5]]),
-            dict(id=2, image_id=42, category_id=1, iscrowd=0, bbox=[1, 1, 5, 5], area=25, segmentation=[[0, 0, 5, 0, 5, 5]]),
-            dict(id=3, image_id=42, category_id=18, iscrowd=0, bbox=[2, 0, 5, 5], area=25, segmentation=[[0, 0, 5, 0, 5, 5]]),
+            dict(id=1, image_id=42, category_id=18, iscrowd=0, bbox=[0, 0, 5, 5], area=25, segmentation=outline),
+            dict(id=2, image_id=42, category_id=1, iscrowd=0, bbox=[1, 1, 5, 5], area=25, segmentation=outline),
+            dict(id=3, image_id=42, category_id=18, iscrowd=0, bbox=[2, 0, 5, 5], area=25, segmentation=outline),
             dict(id=4, image_id=74, category_id=1, iscrowd=1, bbox=[0, 0, 5, 5], area=25,
                  segmentation=dict(counts=[0, 200], size=[10, 20])),
-            dict(id=5, image_id=136, category_id=18, iscrowd=0, bbox=[0, 0, 5, 5], area=25, segmentation=[[0, 0, 5, 0, 5, 5]]),
+            dict(id=5, image_id=136, category_id=18, iscrowd=0, bbox=[0, 0, 5, 5], area=25, segmentation=outline),
         ],
         categories=[dict(id=18, name='dog', supercategory='animal'), dict(id=1, name='person', supercategory='person'),
                     dict(id=90, name='toothbrush', supercategory='indoor')])

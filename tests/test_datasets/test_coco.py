@@ -11,7 +11,7 @@ from asl_mmdet.datasets import coco as coco_module
 
 
 def labels(dataset):
-    return {dataset.get_data_info(i)['img_id']: dataset.get_data_info(i)['gt_label'].tolist() for i in range(len(dataset))}
+    return {info['img_id']: info['gt_label'].tolist() for info in map(dataset.get_data_info, range(len(dataset)))}
 
 
 def rewrite(coco, **changes):
@@ -23,7 +23,8 @@ def test_ids_are_numbered_in_order_crowds_count_and_unannotated_images_go(coco):
     assert dataset.metainfo['classes'] == ('person', 'dog', 'toothbrush')
     assert labels(dataset) == {42: [0, 1], 74: [0], 136: [1]}
     assert dataset.get_data_info(1)['img_path'] == str(coco['root'] / 'val2014' / coco['names'][2])
-    assert labels(CocoMultiLabelDataset(**coco['config'], unannotated='keep')) == {42: [0, 1], 73: [], 74: [0], 136: [1]}
+    kept = CocoMultiLabelDataset(**coco['config'], unannotated='keep')
+    assert labels(kept) == {42: [0, 1], 73: [], 74: [0], 136: [1]}
 
 
 @pytest.fixture
@@ -147,14 +148,14 @@ def changed(entries, **change):
     ('annotations', dict(category_id=2), 'annotation 1 is of category_id 2, which "categories" does not declare'),
     ('annotations', dict(image_id=5), 'annotation 1 is of image_id 5, which "images" does not declare'),
     ('annotations', dict(image_id=[42]), r'annotation 1 is of image_id \[42\]'),
-    ('images', dict(id=73), "1 image ids occur twice, such as id 73"),
-    ('images', dict(file_name='COCO_val2014_000000000073.jpg'), '1 file names occur twice, such as file_name'),
+    ('images', dict(id=73), "in 'images' 1 id occur twice, such as 73"),
+    ('images', dict(file_name='COCO_val2014_000000000073.jpg'), "in 'images' 1 file_name occur twice, such as 'COCO"),
     ('images', dict(file_name=None), r'images\[0\] has file_name None'),
     ('images', dict(file_name='../../etc/passwd'), 'names .*passwd.*, which lies outside the image folder'),
     ('images', dict(id=True), r'images\[0\] has id True'),
     ('categories', dict(id='18'), r"categories\[0\] has id '18'"),
-    ('categories', dict(name='person'), '1 names occur twice'),
-    ('categories', dict(id=90), '1 category ids occur twice'),
+    ('categories', dict(name='person'), "in 'categories' 1 name occur twice, such as 'person'"),
+    ('categories', dict(id=90), "in 'categories' 1 id occur twice, such as 90"),
 ])
 def test_faulty_entries_are_named(coco, table, change, message):
     rewrite(coco, **{table: changed(coco['content'][table], **change)})
@@ -176,7 +177,7 @@ def test_other_files_are_refused(coco, text, message):
 
 def test_ids_may_be_text(coco):
     images = [dict(image, id=f'x{image["id"]}') for image in coco['content']['images']]
-    annotations = [dict(annotation, image_id=f'x{annotation["image_id"]}') for annotation in coco['content']['annotations']]
+    annotations = [dict(entry, image_id=f'x{entry["image_id"]}') for entry in coco['content']['annotations']]
     rewrite(coco, images=images, annotations=annotations)
     assert labels(CocoMultiLabelDataset(**coco['config'])) == {'x42': [0, 1], 'x74': [0], 'x136': [1]}
 

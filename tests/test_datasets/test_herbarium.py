@@ -45,5 +45,5 @@ def test_latin_1_as_in_the_published_file(write):
 def test_exactly_one_label(write):
     annotations = write.content['annotations']
     for changed, count in ((annotations[:-1], 0), ([*annotations, dict(annotations[2], category_id=3)], 2)):
-        with pytest.raises(AnnotationError, match=f"metadata.json: 1 images do not have .*images/000/02/2.jpg' with {count}"):
+        with pytest.raises(AnnotationError, match=f"1 images do not have .*images/000/02/2.jpg' with {count}"):
             write(annotations=changed)

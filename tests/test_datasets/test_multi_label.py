@@ -1,10 +1,9 @@
-"""What all data sets share, seen through the COCO fixture: choice of images, checks at start, report, unreadable images."""
+"""What all data sets share: choice of images, checks at start, report, unreadable images."""
 import copy
 import logging
 import os
 import pickle
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -34,7 +33,7 @@ def log(monkeypatch):
     return lines
 
 
-# ----------------------------------------------------------------------------------------------------------------- arrays
+# --------------------------------------------------------------------------------------------------------------- arrays
 
 
 def test_ragged_agrees_with_lists():
@@ -56,11 +55,11 @@ def test_ragged_agrees_with_lists():
 
 
 def test_names_outside_the_folder_are_found_and_others_put_in_normal_form():
-    names = ['a.jpg', './b.jpg', 'c//d/./e.jpg', '../f.jpg', 'g/../../h.jpg', '/etc/i.jpg', '..\\j.jpg', 'C:k.jpg', '..l.jpg',
-             'm..jpg', 'n./o.jpg']
-    normal, outside = normalize_names(encode_names(names))
-    assert [names[row] for row in outside] == ['../f.jpg', 'g/../../h.jpg', '/etc/i.jpg', '..\\j.jpg', 'C:k.jpg']
-    assert normal[[0, 1, 2, 8, 9, 10]].tolist() == [b'a.jpg', b'b.jpg', b'c/d/e.jpg', b'..l.jpg', b'm..jpg', b'n./o.jpg']
+    outside = ['../f.jpg', 'g/../../h.jpg', '/etc/i.jpg', '..\\j.jpg', 'C:k.jpg']
+    inside = ['a.jpg', './b.jpg', 'c//d/./e.jpg', '..l.jpg', 'm..jpg', 'n./o.jpg']
+    normal, rows = normalize_names(encode_names(inside + outside))
+    assert rows.tolist() == [6, 7, 8, 9, 10]
+    assert normal[:6].tolist() == [b'a.jpg', b'b.jpg', b'c/d/e.jpg', b'..l.jpg', b'm..jpg', b'n./o.jpg']
 
 
 @pytest.mark.parametrize('name', ['', ' ', 'a\0.jpg', '\ud800.jpg', 'x' * 1025])
@@ -69,7 +68,7 @@ def test_what_cannot_be_a_file_name_is_refused(name):
         encode_names(['a.jpg', name])
 
 
-# ------------------------------------------------------------------------------------------------------ choice and checks
+# ---------------------------------------------------------------------------------------------------- choice and checks
 
 
 def test_report_and_statistics(coco, log):
@@ -139,7 +138,7 @@ def test_missing_annotation_file(coco):
 def test_no_path_outside_the_image_folder(tmp_path, pictures):
     pictures(tmp_path, ['secret.jpg', 'images/a.jpg'])
     for name in ('../secret.jpg', str(tmp_path / 'secret.jpg')):
-        with pytest.raises(AnnotationError, match=r"table.csv names '.*secret.jpg', which lies outside .*allow_outside=True"):
+        with pytest.raises(AnnotationError, match=r"table.csv names '.*secret.jpg', .* outside .*allow_outside=True"):
             table(tmp_path, ['a.jpg', name], data_prefix=dict(img_path='images'))
         dataset = table(tmp_path, ['a.jpg', name], data_prefix=dict(img_path='images'), allow_outside=True)
         assert os.path.samefile(dataset.get_data_info(1)['img_path'], tmp_path / 'secret.jpg')
@@ -149,7 +148,8 @@ def test_holdout_follows_the_stated_rule_and_parts_do_not_overlap(tmp_path, pict
     names = [f'im{i}.jpg' for i in range(200)]
     kwargs = dict(missing_images='unchecked', metainfo=dict(classes=['dog']))
     parts = {part: table(tmp_path, names, holdout=dict(fraction=0.2, part=part), **kwargs) for part in ('train', 'val')}
-    chosen = {part: {dataset.get_data_info(i)['img_id'] for i in range(len(dataset))} for part, dataset in parts.items()}
+    chosen = {part: {info['img_id'] for info in map(dataset.get_data_info, range(len(dataset)))}
+              for part, dataset in parts.items()}
     # crc32('im2.jpg') = 0x158d3adc and crc32('im0.jpg') = 0x6f4d69bc: 0.084 and 0.435 of 2^32.
     assert 'im2.jpg' in chosen['val'] and 'im0.jpg' in chosen['train']
     assert chosen['train'] | chosen['val'] == set(names) and not chosen['train'] & chosen['val']
@@ -166,7 +166,7 @@ def test_misspelt_options(coco, option):
         CocoMultiLabelDataset(**dict(coco['config'], **option))
 
 
-# --------------------------------------------------------------------------------------------------------------- overlap
+# -------------------------------------------------------------------------------------------------------------- overlap
 
 
 def test_overlap_is_found_through_links_and_different_prefixes(tmp_path, pictures):
@@ -223,8 +223,8 @@ def test_split_check_hook_stops_a_run_before_its_first_step(coco, tmp_path):
     def run(val):
         model = Model()
         model.weight = torch.nn.Parameter(torch.zeros(1))
-        Runner(model, str(tmp_path / 'work'), train_dataloader=loader([0, 1]), val_dataloader=loader(val), val_cfg=dict(),
-               train_cfg=dict(by_epoch=True, max_epochs=1, val_interval=1), val_evaluator=[Nothing()],
+        Runner(model, str(tmp_path / 'work'), train_dataloader=loader([0, 1]), val_dataloader=loader(val),
+               train_cfg=dict(by_epoch=True, max_epochs=1, val_interval=1), val_cfg=dict(), val_evaluator=[Nothing()],
                optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), custom_hooks=[dict(type='SplitCheckHook')],
                default_hooks=dict(checkpoint=None, logger=None), default_scope='mmdet',
                experiment_name=f'split{len(val)}{val[0]}', log_level='ERROR').train()
@@ -236,7 +236,7 @@ def test_split_check_hook_stops_a_run_before_its_first_step(coco, tmp_path):
     assert len(steps) == 2
 
 
-# -------------------------------------------------------------------------------------------------------- unreadable images
+# ---------------------------------------------------------------------------------------------------- unreadable images
 
 
 def spoil(path, how):
@@ -257,7 +257,7 @@ def test_unreadable_image_is_logged_with_its_path_and_skipped(coco, log, how):
     assert len(log) == 1 and coco['names'][2] in log[0][1] and 'no. 1 of at most 1' in log[0][1]
     assert log[0][0] == logging.ERROR
     spoil(coco['root'] / 'val2014' / coco['names'][0], how)
-    with pytest.raises(AnnotationError, match=f'{coco["names"][0]} .*cannot be read.*no. 2, more than max_corrupt_images=1'):
+    with pytest.raises(AnnotationError, match=f'{coco["names"][0]} .*cannot be read.*no. 2, more than max_corrupt_.*1'):
         dataset[0]
 
 
@@ -304,7 +304,7 @@ def test_fault_of_a_later_transform_is_not_blamed_on_the_image(coco):
     assert dataset._corrupt.sum() == 0
 
 
-# ------------------------------------------------------------------------------------------ mmengine's and mmdet's interfaces
+# ------------------------------------------------------------------------------------ mmengine's and mmdet's interfaces
 
 
 def test_built_from_a_config_with_mmdets_transforms(coco):
@@ -315,8 +315,8 @@ def test_built_from_a_config_with_mmdets_transforms(coco):
     assert isinstance(sample, MultiLabelDataSample) and sample.gt_label.tolist() == [0, 1]
     assert sample.gt_label.dtype == torch.int64 and 'gt_unknown' not in sample
     assert sample.metainfo == dict(
-        num_classes=3, untagged_weight=1.0, img_id=42, ori_shape=(10, 20), img_shape=(24, 32), scale_factor=(1.6, 2.4), flip=True,
-        flip_direction='horizontal', img_path=str(coco['root'] / 'val2014' / coco['names'][0]))
+        num_classes=3, untagged_weight=1.0, img_id=42, img_path=str(coco['root'] / 'val2014' / coco['names'][0]),
+        ori_shape=(10, 20), img_shape=(24, 32), scale_factor=(1.6, 2.4), flip=True, flip_direction='horizontal')
     targets, weights = dense_targets([dataset[i]['data_samples'] for i in range(3)], 3)
     assert targets.tolist() == [[1, 1, 0], [1, 0, 0], [0, 1, 0]] and weights is None
 
@@ -357,8 +357,8 @@ def test_pack_keeps_type_and_adds_the_third_axis():
 def test_workers_do_not_copy_the_index(tmp_path):
     """2 million images: 60 MB of arrays in the parent; a forked worker that reads a tenth adds next to nothing."""
     count = 2_000_000
-    index = LabelIndex(np.char.add(np.arange(count).astype('S7'), b'.jpg'), ('a', 'b'),
-                       dict(gt_label=Ragged(np.arange(count + 1) * 2, np.tile(np.array([0, 1], dtype=np.uint8), count))))
+    labels = Ragged(np.arange(count + 1) * 2, np.tile(np.array([0, 1], dtype=np.uint8), count))
+    index = LabelIndex(np.char.add(np.arange(count).astype('S7'), b'.jpg'), ('a', 'b'), dict(gt_label=labels))
 
     def private_memory():
         lines = open('/proc/self/smaps_rollup').read().splitlines()

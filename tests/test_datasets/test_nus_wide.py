@@ -2,8 +2,8 @@ import pytest
 
 from asl_mmdet.datasets import AnnotationError, NUSWideDataset
 
-ROWS = ['filepath,label,split_name', '''images/0001_1.jpg,"['clouds', 'sky']",train''', "images/0002_2.jpg,['zebra'],val",
-        "images/0003_3.jpg,[],train"]
+ROWS = ['filepath,label,split_name', '''images/0001_1.jpg,"['clouds', 'sky']",train''',
+        "images/0002_2.jpg,['zebra'],val", 'images/0003_3.jpg,[],train']
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_the_81_concepts_in_alphabetical_order():
 
 
 @pytest.mark.parametrize('row, message', [
-    ('''images/4.jpg,"['cloud']",train''', r"line 5: 'cloud' is none of NUS-WIDE's 81 concepts \(did you mean 'clouds'\?\)"),
+    ('''images/4.jpg,"['cloud']",train''', r"line 5: 'cloud' is none of .* 81 concepts \(did you mean 'clouds'\?\)"),
     ('images/4.jpg,clouds,train', "line 5: 'clouds' is not a list of names"),
     ('''images/4.jpg,"__import__('os').system('touch executed')",train''', 'line 5: .* is not a list of names'),
     ('images/4.jpg,[1],val', r"line 5: '\[1\]' is not a list of names"),

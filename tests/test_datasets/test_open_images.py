@@ -1,16 +1,17 @@
 import numpy as np
 import pytest
 
-from asl_mmdet.datasets import AnnotationError, OpenImagesMultiLabelDataset
+from asl_mmdet.datasets import AnnotationError, OpenImagesMultiLabelDataset, PackMultiLabelInputs
 from asl_mmdet.datasets import open_images as open_images_module
 from asl_mmdet.datasets.open_images import LabelTable, read_labels
 from asl_mmdet.structures import dense_targets
 
 A, B, C = '000002b66c9c498e', 'ffff02b97e5cdd63', '0a0002c707c9895e'
-CLASSES = ['LabelName,DisplayName', '/m/01g317,Person', '/m/0dzct,Human face', '/m/07j7r,"Tree, shrub"', '/g/11bc5qn1_xyz,Sky',
-           '/m/0k4j,Human face']
+CLASSES = ['LabelName,DisplayName', '/m/01g317,Person', '/m/0dzct,Human face', '/m/07j7r,"Tree, shrub"',
+           '/g/11bc5qn1_xyz,Sky', '/m/0k4j,Human face']
 HUMAN = ['ImageID,Source,LabelName,Confidence', f'{A},verification,/m/01g317,1', f'{A},verification,/m/0dzct,0',
-         f'{B},crowdsource-verification,/g/11bc5qn1_xyz,1', f'{A},verification,/m/07j7r,0', f'{B},verification,/m/0dzct,0']
+         f'{B},crowdsource-verification,/g/11bc5qn1_xyz,1', f'{A},verification,/m/07j7r,0',
+         f'{B},verification,/m/0dzct,0']
 MACHINE = ['ImageID,Source,LabelName,Confidence', f'{A},machine,/m/0dzct,0.9', f'{A},machine,/m/0k4j,0.7',
            f'{C},machine,/m/01g317,0.5', f'{B},machine,/m/01g317,0.3', f'{C},machine,/m/0k4j,1.0']
 
@@ -36,7 +37,8 @@ def lists(dataset):
 def test_verified_labels(read):
     dataset = read()
     # Display names that occur twice get their label behind them.
-    assert dataset.metainfo['classes'] == ('Person', 'Human face (/m/0dzct)', 'Tree, shrub', 'Sky', 'Human face (/m/0k4j)')
+    names = ('Person', 'Human face (/m/0dzct)', 'Tree, shrub', 'Sky', 'Human face (/m/0k4j)')
+    assert dataset.metainfo['classes'] == names
     assert lists(dataset) == {A: ([0], [1, 2]), B: ([3], [1])}
     info = dataset.get_data_info(0)
     assert info['img_path'].endswith(f'/{A}.jpg') and info['img_id'] == A and info['untagged_weight'] == 0
@@ -66,10 +68,9 @@ def test_machine_labels_count_from_the_threshold_and_people_override_them(read):
     assert lists(read([*HUMAN, f'{A},verification,/m/0dzct,1', f'{A},verification,/m/01g317,0']))[A] == ([0, 1], [2])
 
 
-@pytest.mark.parametrize('untagged, weight, targets', [('unknown', 0.0, [1, 0, 0, -1, -1]), ('negative', 1.0, [1, 0, 0, 0, 0]),
-                                                       (0.25, 0.25, [1, 0, 0, 0, 0])])
+@pytest.mark.parametrize('untagged, weight, targets', [
+    ('unknown', 0.0, [1, 0, 0, -1, -1]), ('negative', 1.0, [1, 0, 0, 0, 0]), (0.25, 0.25, [1, 0, 0, 0, 0])])
 def test_untagged_classes(read, untagged, weight, targets):
-    from asl_mmdet.datasets import PackMultiLabelInputs
     dataset = read(untagged=untagged)
     assert dataset.get_data_info(0)['untagged_weight'] == weight
     target, weights = dense_targets([PackMultiLabelInputs()(dataset.get_data_info(0))['data_samples']], 5)
@@ -90,8 +91,8 @@ def test_second_start_reads_the_cache_until_files_or_threshold_change(read, monk
     calls, whole = [], open_images_module.read_labels
     monkeypatch.setattr(open_images_module, 'read_labels', lambda *args: calls.append(args[0]) or whole(*args))
     first = lists(read(machine=MACHINE))
-    again = OpenImagesMultiLabelDataset('human.csv', missing_images='unchecked', class_file='classes.csv', data_root=str(tmp_path),
-                                        machine_file='machine.csv', untagged=0.1)
+    again = OpenImagesMultiLabelDataset('human.csv', class_file='classes.csv', machine_file='machine.csv', untagged=0.1,
+                                        data_root=str(tmp_path), missing_images='unchecked')
     assert lists(again) == first and len(calls) == 2
     assert lists(read(machine=MACHINE, machine_threshold=0.95)) != first and len(calls) == 4
 
