@@ -14,7 +14,8 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 
     """Content of a ``.safetensors`` file, or of any file that ``torch.save`` wrote.
 
     Pickles are read with ``weights_only=True``: tensors, containers, strings and numbers, and beyond these only what
-    mmengine's Runner puts into its checkpoints, the ``HistoryBuffer`` of logged scalars and its numpy arrays.
+    mmengine's Runner puts into its checkpoints, the ``HistoryBuffer`` of logged scalars and its numpy arrays, which
+    :func:`admit_runner_checkpoints` has admitted.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -28,8 +29,8 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 
         return _read_safetensors(path, map_location)
 
     try:
-        return _read_pickle(path, map_location)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # a damaged pickle makes the unpickler stumble over anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"'{path}' cannot be read as a checkpoint: it is damaged, something else (a web page saved in its place?), "
@@ -48,14 +49,6 @@ def _read_safetensors(path: Path, map_location: str | torch.device | None) -> di
         return load_file(path, device=str(map_location or 'cpu'))
     except SafetensorError as error:
         raise ValueError(f"'{path}' is no safetensors file, or is damaged: {error}") from error
-
-
-def _read_pickle(path: Path, map_location: str | torch.device | None) -> dict:
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError:
-        with torch.serialization.safe_globals(_runner_types()):
-            return torch.load(path, map_location=map_location, weights_only=True)
 
 
 def _runner_types() -> list:
