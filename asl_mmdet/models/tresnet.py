@@ -306,9 +306,9 @@ class _Structure(NamedTuple):
 
     @classmethod
     def of_arch(cls, arch: str | dict) -> '_Structure':
-        if isinstance(arch, str) and arch not in ARCHITECTURES:
+        settings = ARCHITECTURES.get(arch) if isinstance(arch, str) else arch
+        if not isinstance(settings, Mapping):
             raise ValueError(f'arch={arch!r}: one of {", ".join(map(repr, ARCHITECTURES))} or a dict is expected')
-        settings = ARCHITECTURES[arch] if isinstance(arch, str) else arch
         layers = tuple(settings.get('layers', ()))
         v2 = settings.get('v2', False)
         planes = int(64 * settings.get('width', 1.0))
@@ -433,7 +433,8 @@ def _own_key(key: str) -> str:
 
 
 def _no_tresnet(path: str | Path, prefix: str | None, content: Mapping) -> str:
-    found = f'its keys begin with {_some(map(str, content))}' if content else 'it is empty'
+    expected = ', '.join(f'{key} ({layout})' for key, layout in _STEM_KEYS.items())
+    found = f'none of {expected} is among its keys, which begin with {_some(map(str, content)) or "none"}'
     for key in content:
         for stem in _STEM_KEYS:
             if str(key).endswith(f'.{stem}'):
@@ -468,9 +469,12 @@ def load_weights(model: TResNet, weights: TResNetWeights, source: str | Path) ->
         found = '; '.join(f'{len(keys)} {what}: {_some(keys)}' for what, keys in problems.items() if keys)
         wanted, given = _Structure.of_arch(model.arch), _Structure.of_state(weights.state)
         if given != wanted:
-            remedy = f'The file holds arch={given.arch!r}: build the backbone so, or take weights of the other.'
+            remedy = f'The file holds arch={given.arch!r}: set arch so, or take a file of arch={model.arch!r}.'
         else:
-            remedy = 'The architecture is the same, so the file is incomplete or the backbone was built differently.'
+            remedy = (
+                'The arch is the same, so the file is incomplete (download it again) or the backbone was built '
+                'differently (in_channels, norm_cfg). init_cfg=None trains from scratch.'
+            )
         raise ValueError(
             f"'{source}' ({weights.layout} layout) does not fit TResNet(arch={model.arch!r}): {found}. {remedy}"
         )

@@ -245,6 +245,7 @@ def test_other_initialisers_are_mmengines():
     ('kwargs', 'message'),
     [
         (dict(arch='s'), "arch='s': one of 'm', 'l', 'xl', 'v2_l'"),
+        (dict(arch=50), 'arch=50: one of'),
         (dict(arch=dict(layers=(1, 1, 1))), 'four numbers of blocks'),
         (dict(arch=dict(layers=(1, 1, 1, 1), depth=3)), 'depth'),
         (dict(arch=TINY, out_indices=(0, 4)), r'out_indices=\(0, 4\)'),
@@ -439,7 +440,7 @@ def test_file_of_another_architecture_is_refused(tmp_path):
     assert 'missing: layer2.1.conv1.conv.weight, ' in message
     assert 'unexpected: layer1.0.conv3.conv.weight' in message
     assert 'of another shape: layer1.0.conv1.conv.weight (16, 16, 1, 1) for (16, 16, 3, 3)' in message
-    assert f'The file holds arch={dict(layers=(1, 1, 1, 1), width=0.25, v2=True)!r}: build the backbone so' in message
+    assert f'The file holds arch={dict(layers=(1, 1, 1, 1), width=0.25, v2=True)!r}: set arch so' in message
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not model.is_init
 
@@ -450,7 +451,7 @@ def test_refusal_names_the_published_architecture_of_the_file(tmp_path, name):
         shapes = {key: value.shape for key, value in TResNet(name).state_dict().items()}
     # one element seen under the full shape, so that the file of XL stays small
     torch.save({key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}, tmp_path / 'own.pth')
-    with pytest.raises(ValueError, match=f"The file holds arch='{name}': build the backbone so"):
+    with pytest.raises(ValueError, match=f"The file holds arch='{name}': set arch so"):
         initialised(tmp_path / 'own.pth')
 
 
@@ -461,7 +462,7 @@ def test_incomplete_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match='2 missing: layer1.0.se.fc1.bias, layer4.0.conv3.conv.weight. The arch'):
         initialised(tmp_path / 'incomplete.pth')
     torch.save({'conv1.weight': torch.zeros(64, 3, 7, 7)}, tmp_path / 'resnet.pth')
-    with pytest.raises(ValueError, match='resnet.pth.* holds no TResNet: its keys begin with conv1.weight'):
+    with pytest.raises(ValueError, match='resnet.pth.* holds no TResNet: none of stem.conv.weight .* begin with conv1.weight'):
         initialised(tmp_path / 'resnet.pth')
     torch.save([torch.zeros(1)], tmp_path / 'list.pth')
     with pytest.raises(ValueError, match='list.pth.* holds a list'):
