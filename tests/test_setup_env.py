@@ -2,6 +2,7 @@
 import importlib.util
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -432,11 +433,13 @@ def test_stamp_of_another_recipe_or_checkout_does_not_hold(tmp_path, monkeypatch
 
 
 def test_finished_environment_costs_no_time(tmp_path):
+    """Processor time: the clock on the wall also counts what else the machine does."""
     fake_environment(tmp_path)
     write_stamp(tmp_path)
-    start = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code = subprocess.call([sys.executable, str(ROOT / 'tools/setup_env.py'), '--env', str(tmp_path)])
-    assert code == 0 and time.perf_counter() - start < 2
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert code == 0 and after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
 
 
 def test_finished_environment_waits_for_nobody(tmp_path, monkeypatch):
