@@ -71,7 +71,7 @@ class Ragged:
         return Ragged.from_pairs(self.rows()[kept], values[kept], len(self), num_classes)
 
 
-@dataclass
+@dataclass(eq=False)
 class LabelIndex(Sequence):
     """All images of a data set.
 

@@ -5,6 +5,7 @@ import logging
 import os
 import os.path as osp
 import zlib
+from collections import Counter
 from typing import Any, Callable, List, Optional, Sequence, Union
 
 import numpy as np
@@ -84,6 +85,8 @@ class MultiLabelDataset(BaseDataset):
         return cached_index(osp.join(folder, osp.basename(sources[0]) + '.labels.npz'), sources, options, read)
 
     def require_file(self, path: str) -> None:
+        if not path:
+            raise AnnotationError(f'{type(self).__name__} needs ann_file')
         if not osp.isfile(path):
             raise AnnotationError(f'{path} does not exist. Paths that are not absolute start at data_root='
                                   f'{self.data_root!r}, and that at {os.getcwd()}')
@@ -94,6 +97,26 @@ class MultiLabelDataset(BaseDataset):
             print_log(f'{type(self).__name__}: {message}', 'current', level)
 
     # -------------------------------------------------------------------------------------------------- start of a run
+
+    @classmethod
+    def _load_metainfo(cls, metainfo: Optional[dict] = None) -> dict:
+        given = metainfo and metainfo.get('classes')
+        metainfo = super()._load_metainfo(metainfo)
+        classes = metainfo.get('classes')
+        if isinstance(classes, str):
+            raise AnnotationError(f'metainfo: there is no file {classes!r}. Classes are a list of names, or a text '
+                                  'file with one name a line')
+        if classes is not None:
+            # Files of names end in blank lines, or in \r\n.
+            classes = [name.strip() for name in classes if name.strip()] if isinstance(given, str) else list(classes)
+            wrong = [name for name in classes if not isinstance(name, str)]
+            repeated = [name for name, count in Counter(classes).items() if count > 1]
+            if wrong or repeated or not classes:
+                raise AnnotationError('metainfo: classes ' + (
+                    f'holds {wrong[0]!r}, which is not a name' if wrong else
+                    f'names {repeated[0]!r} twice' if repeated else 'is empty'))
+            metainfo['classes'] = tuple(classes)
+        return metainfo
 
     @property
     def image_folder(self) -> str:
@@ -132,11 +155,6 @@ class MultiLabelDataset(BaseDataset):
         wanted = self._metainfo.get('classes')
         if wanted is None:
             return range(len(classes))
-        wanted = (wanted, ) if isinstance(wanted, str) else tuple(wanted)
-        repeated = sorted({name for name in wanted if wanted.count(name) > 1}) if len(set(wanted)) < len(wanted) else []
-        if repeated or not wanted:
-            raise AnnotationError(f'metainfo: classes {repeated} stand there twice' if repeated
-                                  else 'metainfo: classes is empty')
         column_of_name = {name: column for column, name in enumerate(classes)}
         missing = [name for name in wanted if name not in column_of_name]
         if missing:
@@ -272,6 +290,10 @@ class MultiLabelDataset(BaseDataset):
         # One flag per image in memory that the workers share: each unreadable image counts once in all of them, however
         # often it comes up, and no lock is needed.
         self._corrupt = None if self.test_mode else torch.zeros(len(self), dtype=torch.uint8).share_memory_()
+
+    def _copy_without_annotation(self, memo: Optional[dict] = None) -> 'MultiLabelDataset':
+        # mmengine 0.10.7 keeps one memo for all calls, so that later subsets share the attributes of the first.
+        return super()._copy_without_annotation({} if memo is None else memo)
 
     def _get_unserialized_subset(self, indices: Union[Sequence[int], int]) -> LabelIndex:
         rows = np.arange(len(self.data_list))

@@ -111,8 +111,17 @@ def test_classes_are_selected_reordered_and_named_when_missing(coco):
     assert dataset.get_data_info(0)['num_classes'] == 2
     with pytest.raises(AnnotationError, match=r"has no class 'tothbrush' \(did you mean 'toothbrush'\?\)"):
         CocoMultiLabelDataset(**coco['config'], metainfo=dict(classes=('dog', 'tothbrush')))
-    with pytest.raises(AnnotationError, match=r"\['dog'\] stand there twice"):
-        CocoMultiLabelDataset(**coco['config'], metainfo=dict(classes=('dog', 'dog')))
+    (coco['root'] / 'classes.txt').write_text('toothbrush\r\n dog\n\n')
+    from_file = CocoMultiLabelDataset(**coco['config'], metainfo=dict(classes=str(coco['root'] / 'classes.txt')))
+    assert from_file.metainfo['classes'] == ('toothbrush', 'dog')
+
+
+@pytest.mark.parametrize('classes, message', [
+    (('dog', 'dog'), "names 'dog' twice"), ((), 'classes is empty'), (('dog', 3), 'holds 3, which is not a name'),
+    ('no/classes.txt', "there is no file 'no/classes.txt'. Classes are a list of names, or a text file")])
+def test_faulty_lists_of_classes(coco, classes, message):
+    with pytest.raises(AnnotationError, match=message):
+        CocoMultiLabelDataset(**coco['config'], metainfo=dict(classes=classes))
 
 
 def test_missing_images(coco, log):
@@ -324,7 +333,8 @@ def test_built_from_a_config_with_mmdets_transforms(coco):
 def test_subsets_indices_and_copies(coco):
     dataset = CocoMultiLabelDataset(**coco['config'])
     assert [info['img_id'] for info in map(dataset.get_subset(-2).get_data_info, (0, 1))] == [74, 136]
-    again = dataset.get_subset([2, 0, 2])
+    first, again = dataset.get_subset([1]), dataset.get_subset([2, 0, 2])
+    assert first._metainfo is not again._metainfo and first._metainfo == again._metainfo
     assert [again.get_data_info(i)['img_id'] for i in (0, 1, 2)] == [136, 42, 136] and len(again._corrupt) == 3
     assert len(CocoMultiLabelDataset(**coco['config'], indices=2)) == 2
     dataset.get_subset_([1])
