@@ -51,7 +51,7 @@ HSWISH = dict(type='HSwish')
 
 @MODELS.register_module()
 class OFA595(BaseModule):
-    """OFA-595 as a backbone: (N, 3, H, W) images to a tuple of features, whatever ``out_indices`` asks for.
+    """OFA-595 as a backbone: (N, 3, H, W) images to a tuple of the features that ``out_indices`` names.
 
     =====  ==============================================  ========
     index  feature                                         channels

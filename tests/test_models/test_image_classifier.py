@@ -227,3 +227,16 @@ def test_mixed_precision_follows_full_precision():
     torch.testing.assert_close(mixed, full, rtol=2e-2, atol=0)
     mixed.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_gradients_accumulate_to_those_of_the_whole_batch():
+    whole = classifier(backbone=dict(type='ResNet', depth=18, base_channels=4, norm_eval=True), head=dict(
+        type='MultiLabelLinearClsHead', num_classes=NUM_CLASSES, in_channels=32, loss=dict(type='AsymmetricLoss')))
+    halves = copy.deepcopy(whole)
+    whole.train_step(batch(0, 1, 2, 3), OptimWrapper(torch.optim.SGD(whole.parameters(), 0.1)))
+    optim_wrapper = OptimWrapper(torch.optim.SGD(halves.parameters(), 0.1), accumulative_counts=2)
+    optim_wrapper.initialize_count_status(halves, 0, 2)
+    for half in ((0, 1), (2, 3)):
+        halves.train_step(batch(*half), optim_wrapper)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(halves.state_dict()[name], value)

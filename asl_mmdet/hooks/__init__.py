@@ -1,0 +1,3 @@
+from .raw_and_ema_hook import RawAndEMAHook
+
+__all__ = ['RawAndEMAHook']

@@ -1,0 +1,91 @@
+"""Both raw and averaged weights are evaluated, and the better counts, as in the authors' training script."""
+from typing import Dict, Optional
+
+import torch
+from mmdet.registry import HOOKS
+from mmengine.hooks import EMAHook
+from mmengine.logging import print_log
+from mmengine.runner.amp import autocast
+
+
+@HOOKS.register_module()
+class RawAndEMAHook(EMAHook):
+    """mmengine's EMAHook with a second pass over the validation set, because the first sees the average alone.
+
+    The metrics of the better ones keep their names, so that ``save_best`` and schedules see them; those of either stand
+    beside them under ``raw/`` and ``ema/``, and a line of the log compares the two. A checkpoint that is written after
+    a validation and before the next step, as that of ``save_best``, has the better weights as its ``state_dict``; any
+    other has the average, as with EMAHook. The other weights are under ``ema_state_dict``, so that both go on when
+    training resumes.
+
+    Resume with this hook, not with EMAHook, from a checkpoint whose ``raw_in_state_dict`` is set. With gradient
+    accumulation, set ``interval`` to ``accumulative_counts``, or the average is taken that many times per step.
+
+    Args:
+        metric: the name that decides, such as 'multi-label/mAP'; None takes the first that the evaluator returns.
+        rule: 'greater' or 'less', which value of ``metric`` is better.
+        momentum: weight of the newest value in the average: 1 - 0.9997.
+        update_buffers: average BN's running statistics as well.
+        kwargs: those of EMAHook and the average.
+
+    Raises:
+        ValueError: ``rule`` is something else.
+        KeyError: the evaluator does not return ``metric``.
+    """
+
+    # Before RuntimeInfoHook, which takes the metrics to the log.
+    priority = 'HIGHEST'
+
+    def __init__(self,
+                 metric: Optional[str] = None,
+                 rule: str = 'greater',
+                 momentum: float = 0.0003,
+                 update_buffers: bool = True,
+                 **kwargs) -> None:
+        super().__init__(momentum=momentum, update_buffers=update_buffers, **kwargs)
+        if rule not in ('greater', 'less'):
+            raise ValueError(f"rule={rule!r} of RawAndEMAHook must be 'greater' or 'less'")
+        self.metric = metric
+        self.rule = rule
+        # True between a validation that the raw weights won and the next step of training.
+        self.raw_is_best = False
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        self.raw_is_best = False
+
+    def after_val_epoch(self, runner, metrics: Optional[Dict[str, float]] = None) -> None:
+        super().after_val_epoch(runner, metrics)
+        if not metrics:
+            return
+        ema = dict(metrics)
+        key = next(iter(ema)) if self.metric is None else self.metric
+        if key not in ema:
+            raise KeyError(f'metric={key!r} of RawAndEMAHook is none of the metrics: {", ".join(ema)}')
+        runner.logger.info('Evaluating the raw weights beside their average')
+        raw = self._evaluate(runner)
+        self.raw_is_best = bool(raw[key] > ema[key] if self.rule == 'greater' else raw[key] < ema[key])
+        metrics.update(raw if self.raw_is_best else ema)
+        for prefix, values in (('raw', raw), ('ema', ema)):
+            metrics.update({f'{prefix}/{name}': value for name, value in values.items()})
+        print_log(f'{key}: {raw[key]:.4f} with raw weights, {ema[key]:.4f} with their average; '
+                  f'{"the raw weights are" if self.raw_is_best else "the average is"} better', 'current')
+
+    @torch.no_grad()
+    def _evaluate(self, runner) -> Dict[str, float]:
+        loop = runner.val_loop
+        with autocast(enabled=loop.fp16):
+            for data_batch in loop.dataloader:
+                outputs = runner.model.val_step(data_batch)
+                loop.evaluator.process(data_samples=outputs, data_batch=data_batch)
+        return loop.evaluator.evaluate(len(loop.dataloader.dataset))
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        super().before_save_checkpoint(runner, checkpoint)
+        checkpoint['raw_in_state_dict'] = self.raw_is_best
+        if self.raw_is_best:
+            self._swap_ema_state_dict(checkpoint)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        if checkpoint.get('raw_in_state_dict') and runner._resume:
+            self._swap_ema_state_dict(checkpoint)
+        super().after_load_checkpoint(runner, checkpoint)

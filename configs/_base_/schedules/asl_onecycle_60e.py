@@ -1,0 +1,17 @@
+# Paper, appendix B: Adam with the 1-cycle policy up to 2e-4, 60 epochs. The paper does not give the rest: batch size,
+# share of the cycle before its peak and average of weights are the public script's, weight decay is decoupled.
+# 1-cycle moves Adam's first beta against the learning rate, from 0.95 to 0.85 and back.
+optim_wrapper = dict(
+    type='AmpOptimWrapper',
+    optimizer=dict(type='AdamW', lr=2e-4, betas=(0.95, 0.999), weight_decay=1e-4),
+    paramwise_cfg=dict(flat_decay_mult=0.0))
+param_scheduler = [
+    dict(type='ScalableOneCycleLR', total_steps=60, pct_start=0.2, by_epoch=True, convert_to_iter_based=True),
+    dict(type='CosineAnnealingMomentum', eta_min=0.85, begin=0, end=12, by_epoch=True, convert_to_iter_based=True),
+    dict(type='CosineAnnealingMomentum', eta_min=0.95, begin=12, end=60, by_epoch=True, convert_to_iter_based=True),
+]
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=60, val_interval=1)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+custom_hooks = [dict(type='RawAndEMAHook', metric='multi-label/mAP', momentum=0.0003)]
+auto_scale_lr = dict(enable=False, base_batch_size=128)

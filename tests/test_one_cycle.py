@@ -1,0 +1,127 @@
+import io
+import math
+
+import pytest
+import torch
+from conftest import ROOT
+from mmdet.registry import PARAM_SCHEDULERS
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.runner import Runner
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+import asl_mmdet.one_cycle  # noqa: F401, registers ScalableOneCycleLR
+
+SCHEDULES = ROOT / 'configs/_base_/schedules'
+
+
+def trajectory(schedulers, optimizer, steps):
+    values = []
+    for _ in range(steps):
+        values.append([(group['lr'], group['betas'][0]) for group in optimizer.param_groups])
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    return torch.tensor(values, dtype=torch.float64)  # (steps, groups, 2)
+
+
+@pytest.mark.parametrize('name, peak, cycle, epochs', [('asl_onecycle_60e', 2e-4, 60, 60),
+                                                       ('asl_public_script_40e', 1e-4, 80, 40)])
+def test_schedules_are_torch_one_cycle_of_learning_rate_and_beta(name, peak, cycle, epochs):
+    cfg = Config.fromfile(SCHEDULES / f'{name}.py')
+    assert cfg.train_cfg.max_epochs == epochs
+    per_epoch = 20
+    optimizer = torch.optim.Adam(nn.Linear(1, 1).parameters(), cfg.optim_wrapper.optimizer.lr,
+                                 cfg.optim_wrapper.optimizer.betas)
+    schedulers = [PARAM_SCHEDULERS.build(dict(scheduler, optimizer=optimizer, epoch_length=per_epoch))
+                  for scheduler in cfg.param_scheduler]
+    ours = trajectory(schedulers, optimizer, epochs * per_epoch)
+    optimizer = torch.optim.Adam(nn.Linear(1, 1).parameters(), peak)
+    torchs = trajectory([OneCycleLR(optimizer, peak, cycle * per_epoch, pct_start=0.2)], optimizer, epochs * per_epoch)
+    torch.testing.assert_close(ours[..., 0], torchs[..., 0], rtol=1e-6, atol=0)
+    # The momentum turns one step later than in torch.
+    torch.testing.assert_close(ours[..., 1], torchs[..., 1], rtol=0, atol=0.1 * math.pi / 2 / (0.2 * cycle * per_epoch))
+    assert ours[..., 0].max().item() == pytest.approx(peak, rel=1e-4)
+    assert ours[..., 1].min().item() == pytest.approx(0.85, abs=1e-4)
+
+
+@pytest.mark.parametrize('name, optimizer, decay', [('asl_onecycle_60e', 'AdamW', 1e-4),
+                                                    ('asl_public_script_40e', 'Adam', 1e-4 / 128)])
+def test_nothing_of_one_dimension_decays(name, optimizer, decay):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    cfg = Config.fromfile(SCHEDULES / f'{name}.py').optim_wrapper
+    wrapper = build_optim_wrapper(model, dict(cfg, type='OptimWrapper'))
+    assert type(wrapper.optimizer).__name__ == optimizer
+    decays = {id(group['params'][0]): group['weight_decay'] for group in wrapper.param_groups}
+    for parameter in model.parameters():
+        assert decays[id(parameter)] == (decay if parameter.ndim > 1 else 0)
+
+
+def test_every_group_has_a_cycle_of_its_own():
+    groups = [dict(params=[nn.Parameter(torch.zeros(1))], lr=lr) for lr in (1e-3, 1e-4)]
+    optimizer = torch.optim.Adam(groups)
+    scheduler = dict(type='ScalableOneCycleLR', optimizer=OptimWrapper(optimizer), total_steps=50, by_epoch=False)
+    values = trajectory([PARAM_SCHEDULERS.build(scheduler)], optimizer, 50)[..., 0]
+    torch.testing.assert_close(values[:, 0], 10 * values[:, 1])
+    assert values[:, 0].max().item() == pytest.approx(1e-3) and values[0, 1].item() == pytest.approx(1e-4 / 25)
+
+
+def test_auto_scale_lr_scales_the_cycle(tmp_path):
+    from mmengine.model import BaseModel
+
+    class Weight(BaseModel):
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            return dict(loss=self.weight.sum())
+
+    def largest_rate(name, **kwargs):
+        rates = []
+        runner = Runner(
+            Weight(), work_dir=str(tmp_path / name), experiment_name=f'{tmp_path.name}-{name}', default_scope='mmdet',
+            log_level='WARNING', train_cfg=dict(by_epoch=True, max_epochs=5),
+            train_dataloader=dict(batch_size=8, num_workers=0, dataset=[dict(inputs=torch.zeros(1))] * 80,
+                                  sampler=dict(type='DefaultSampler', shuffle=False)),
+            optim_wrapper=dict(optimizer=dict(type='Adam', lr=0.4)),
+            param_scheduler=dict(type='ScalableOneCycleLR', total_steps=5, by_epoch=True, convert_to_iter_based=True),
+            **kwargs)
+        step = runner.model.train_step
+        runner.model.train_step = lambda *args, **kw: (rates.append(runner.optim_wrapper.get_lr()['lr'][0]),
+                                                       step(*args, **kw))[1]
+        runner.train()
+        assert len(rates) == 50
+        return max(rates)
+
+    assert largest_rate('plain') == pytest.approx(0.4, rel=1e-2)
+    scaled = largest_rate('scaled', auto_scale_lr=dict(enable=True, base_batch_size=32))
+    assert scaled == pytest.approx(0.1, rel=1e-2)
+
+
+def test_a_checkpoint_of_it_loads_without_running_code():
+    def scheduler():
+        optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], 0.1)
+        return optimizer, PARAM_SCHEDULERS.build(
+            dict(type='ScalableOneCycleLR', optimizer=optimizer, total_steps=20, by_epoch=False))
+
+    optimizer, straight = scheduler()
+    expected = trajectory([straight], optimizer, 20)[:, 0, 0]
+    optimizer, first = scheduler()
+    trajectory([first], optimizer, 8)
+    file = io.BytesIO()
+    torch.save(dict(optimizer=optimizer.state_dict(), scheduler=first.state_dict()), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    optimizer, second = scheduler()
+    optimizer.load_state_dict(state['optimizer'])
+    second.load_state_dict(state['scheduler'])
+    torch.testing.assert_close(trajectory([second], optimizer, 12)[:, 0, 0], expected[8:])
+
+
+def test_a_maximum_of_its_own_is_refused():
+    optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], 0.1)
+    with pytest.raises(ValueError, match='eta_max=0.2 .* optim_wrapper.optimizer.lr'):
+        PARAM_SCHEDULERS.build(dict(type='ScalableOneCycleLR', optimizer=optimizer, total_steps=5, eta_max=0.2))
