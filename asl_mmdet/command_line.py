@@ -1,4 +1,5 @@
 """The part of the command line that tools/train.py and tools/test.py share; options are those of mmdet's tools."""
+
 import argparse
 import os
 from pathlib import Path
@@ -14,8 +15,13 @@ from mmengine.runner import Runner
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/<name of the config>)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='override settings of the config: model.backbone.arch=l, a.b="[1,2]", a.b="[(1,2),(3,4)]"')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the config: model.backbone.arch=l, a.b="[1,2]", a.b="[(1,2),(3,4)]"',
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by some launchers')
 
@@ -45,12 +51,18 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def _distribute_on_cpu(cfg: Config) -> None:
-    """mmengine binds every process to a GPU, in starting the group and in wrapping the model; without one, do neither."""
+    """mmengine binds every process to a GPU when it starts the group and when it wraps the model; here, neither."""
     cfg.env_cfg.dist_cfg.backend = 'gloo'
     torch.distributed.init_process_group('gloo')
     cfg.setdefault(
         'model_wrapper_cfg',
-        dict(type='MMDistributedDataParallel', broadcast_buffers=False,
-             find_unused_parameters=cfg.get('find_unused_parameters', False)))
+        dict(
+            type='MMDistributedDataParallel',
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        ),
+    )
     if torch.distributed.get_rank() == 0:
-        print_log(f'No GPU here: {torch.distributed.get_world_size()} processes on the CPU, backend gloo', logger='current')
+        print_log(
+            f'No GPU here: {torch.distributed.get_world_size()} processes on the CPU, backend gloo', logger='current'
+        )

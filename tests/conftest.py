@@ -14,8 +14,15 @@ def run_tool(*command, cwd=ROOT, env=None, timeout=600):
     if command[0].endswith('.py'):
         command.insert(0, sys.executable)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
-    return subprocess.run(command, cwd=cwd, env={**os.environ, 'PATH': path, **(env or {})}, timeout=timeout, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, 'PATH': path, **(env or {})},
+        timeout=timeout,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 @pytest.fixture(scope='session')

@@ -1,16 +1,20 @@
 """Every config in the repo: parsed, built and run for one step of training on the CPU, and for one of evaluation."""
+
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-CONFIGS = sorted(str(path.relative_to(ROOT / 'configs')) for path in (ROOT / 'configs').glob('*/*.py')
-                 if path.parent.name != '_base_')
+from conftest import ROOT
+
+CONFIGS = sorted(
+    str(path.relative_to(ROOT / 'configs'))
+    for path in (ROOT / 'configs').glob('*/*.py')
+    if path.parent.name != '_base_'
+)
 DETECTION = [name for name in CONFIGS if name.split('/')[0] in ('fcos', 'atss')]
 
 
@@ -22,6 +26,7 @@ def coco_folder(tmp_path_factory):
     rng = np.random.default_rng(0)
     coco_ids = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
     from mmdet.datasets import CocoDataset
+
     categories = [dict(id=i, name=name) for i, name in zip(coco_ids, CocoDataset.METAINFO['classes'])]
     for split, count in (('train2017', 48), ('val2017', 2)):
         (root / split).mkdir()
@@ -30,15 +35,20 @@ def coco_folder(tmp_path_factory):
             name = f'{i:012d}.jpg'
             cv2.imwrite(str(root / split / name), rng.integers(0, 255, (48, 64, 3), dtype=np.uint8))
             images.append(dict(id=i, file_name=name, width=64, height=48))
-            annotations.append(dict(id=i, image_id=i, category_id=coco_ids[i % 80], bbox=[4, 5, 40, 36], area=1440, iscrowd=0))
+            annotations.append(
+                dict(id=i, image_id=i, category_id=coco_ids[i % 80], bbox=[4, 5, 40, 36], area=1440, iscrowd=0)
+            )
         content = dict(images=images, annotations=annotations, categories=categories)
         (root / f'annotations/instances_{split}.json').write_text(json.dumps(content))
     return root
 
 
 def test_the_recipes_of_appendix_h_are_all_here():
-    recipes = {f'{kind}/{kind}_tresnet-m_fpn_{loss}_8xb6-70e_coco.py' for kind in ('fcos', 'atss')
-               for loss in ('focal', 'asl', 'asl-alpha')}
+    recipes = {
+        f'{kind}/{kind}_tresnet-m_fpn_{loss}_8xb6-70e_coco.py'
+        for kind in ('fcos', 'atss')
+        for loss in ('focal', 'asl', 'asl-alpha')
+    }
     assert recipes <= set(CONFIGS)
     for name in sorted(recipes):
         cfg = Config.fromfile(ROOT / 'configs' / name)
@@ -53,13 +63,26 @@ def test_the_recipes_of_appendix_h_are_all_here():
         warm_up, steps = cfg.param_scheduler
         assert warm_up.type == 'LinearLR' and warm_up.by_epoch is False
         assert steps.type == 'MultiStepLR' and steps.milestones == [40, 60] and steps.gamma == 0.1
-        loss = {key: value for key, value in cfg.model.bbox_head.loss_cls.items() if key not in ('loss_weight', '_scope_')}
+        loss = {
+            key: value for key, value in cfg.model.bbox_head.loss_cls.items() if key not in ('loss_weight', '_scope_')
+        }
         asl = dict(type='AsymmetricLoss', use_sigmoid=True, gamma_pos=1.0, gamma_neg=2.0, clip=0.0)
-        assert loss == {'focal': dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25),
-                        'asl': asl, 'asl-alpha': dict(asl, alpha=0.25)}[name.split('_')[3]]
+        assert (
+            loss
+            == {
+                'focal': dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25),
+                'asl': asl,
+                'asl-alpha': dict(asl, alpha=0.25),
+            }[name.split('_')[3]]
+        )
         if name.startswith('fcos'):
             head = cfg.model.bbox_head
-            assert head.center_sampling and head.norm_on_bbox and head.centerness_on_reg and head.loss_bbox.type == 'GIoULoss'
+            assert (
+                head.center_sampling
+                and head.norm_on_bbox
+                and head.centerness_on_reg
+                and head.loss_bbox.type == 'GIoULoss'
+            )
 
 
 @pytest.mark.parametrize('name', DETECTION)
@@ -77,7 +100,9 @@ def test_a_detection_config_trains_a_step_and_evaluates(name, coco_folder, shape
             if transform.type == 'Resize':
                 transform.scale = (96, 64)
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
-        evaluator.ann_file = evaluator.ann_file.replace('data/shapes', str(shapes)).replace('data/coco', str(coco_folder))
+        evaluator.ann_file = evaluator.ann_file.replace('data/shapes', str(shapes)).replace(
+            'data/coco', str(coco_folder)
+        )
     cfg.train_cfg.update(max_epochs=1, val_interval=2)
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1)
     cfg.experiment_name = name.replace('/', '_')
@@ -95,6 +120,7 @@ def test_a_detection_config_trains_a_step_and_evaluates(name, coco_folder, shape
 def test_missing_weights_are_explained():
     cfg = Config.fromfile(ROOT / 'configs/fcos/fcos_tresnet-m_fpn_asl_8xb6-70e_coco.py')
     from mmdet.registry import MODELS
+
     model = MODELS.build(cfg.model)
     with pytest.raises(FileNotFoundError) as error:
         model.init_weights()

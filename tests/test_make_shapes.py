@@ -2,8 +2,9 @@ import json
 
 import cv2
 import numpy as np
-from conftest import run_tool
 from pycocotools.coco import COCO
+
+from conftest import run_tool
 
 
 def test_the_same_arguments_give_the_same_files(shapes, tmp_path):
@@ -19,7 +20,14 @@ def test_the_same_arguments_give_the_same_files(shapes, tmp_path):
 def test_annotations_are_coco_and_fit_the_pictures(tmp_path):
     run_tool('tools/make_shapes.py', tmp_path, '--train', 60, '--val', 10, '--size', 96)
     coco = COCO(str(tmp_path / 'annotations/train.json'))
-    assert [c['name'] for c in coco.loadCats(coco.getCatIds())] == ['circle', 'ring', 'square', 'triangle', 'star', 'cross']
+    assert [c['name'] for c in coco.loadCats(coco.getCatIds())] == [
+        'circle',
+        'ring',
+        'square',
+        'triangle',
+        'star',
+        'cross',
+    ]
     counts = [len(coco.getAnnIds(image_id)) for image_id in coco.getImgIds()]
     assert min(counts) == 0 and max(counts) >= 4  # empty images and crowded ones
     assert {a['category_id'] for a in coco.anns.values()} == {1, 2, 3, 4, 5, 6}
@@ -33,14 +41,16 @@ def test_annotations_are_coco_and_fit_the_pictures(tmp_path):
     square = max((a for a in coco.anns.values() if a['category_id'] == 3), key=lambda a: a['area'])
     x, y, width, height = (int(v) for v in square['bbox'])
     picture = cv2.imread(str(tmp_path / 'train' / coco.imgs[square['image_id']]['file_name'])).astype(float)
-    centre = picture[y + height // 2 - 3:y + height // 2 + 3, x + width // 2 - 3:x + width // 2 + 3]
+    centre = picture[y + height // 2 - 3 : y + height // 2 + 3, x + width // 2 - 3 : x + width // 2 + 3]
     assert centre.std((0, 1)).max() < 20
 
 
 def test_missing_labels_and_imbalance(tmp_path):
     def boxes(split, *options):
         out = tmp_path / '_'.join(str(o) for o in options or ['plain'])
-        assert run_tool('tools/make_shapes.py', out, '--train', 150, '--val', 20, '--size', 48, *options).returncode == 0
+        assert (
+            run_tool('tools/make_shapes.py', out, '--train', 150, '--val', 20, '--size', 48, *options).returncode == 0
+        )
         return json.loads((out / f'annotations/{split}.json').read_text())['annotations']
 
     plain = boxes('train')

@@ -1,17 +1,25 @@
 """What import asl_mmdet says on stacks that cannot work, each faked by packages in front of the real ones."""
+
 import subprocess
 import sys
 
 import pytest
 
 
-@pytest.mark.parametrize('package, content, message', [
-    ('mmdet', "__version__ = '2.28.0'", 'needs mmdet 3.3.0 or later, and 2.28.0 is installed'),
-    ('torch', "__version__ = '1.13.1+cu117'", 'needs torch 2.4 or later, and 1.13.1+cu117 is installed'),
-    ('mmengine', "raise ModuleNotFoundError('mmengine')", 'needs mmengine 0.10.7 or later, and it is not installed'),
-    ('mmcv', "__version__ = '2.3.6'", 'mmcv is installed without its compiled ops'),
-    ('cv2', "raise ImportError('libGL.so.1: cannot open shared object file')", 'apt-get install libgl1'),
-])
+@pytest.mark.parametrize(
+    'package, content, message',
+    [
+        ('mmdet', "__version__ = '2.28.0'", 'needs mmdet 3.3.0 or later, and 2.28.0 is installed'),
+        ('torch', "__version__ = '1.13.1+cu117'", 'needs torch 2.4 or later, and 1.13.1+cu117 is installed'),
+        (
+            'mmengine',
+            "raise ModuleNotFoundError('mmengine')",
+            'needs mmengine 0.10.7 or later, and it is not installed',
+        ),
+        ('mmcv', "__version__ = '2.3.6'", 'mmcv is installed without its compiled ops'),
+        ('cv2', "raise ImportError('libGL.so.1: cannot open shared object file')", 'apt-get install libgl1'),
+    ],
+)
 def test_import_is_refused_in_one_line(package, content, message, tmp_path):
     (tmp_path / package).mkdir()
     (tmp_path / package / '__init__.py').write_text(content)

@@ -1,4 +1,5 @@
 """tools/ as their users run them: real processes on a small data set of shapes."""
+
 import json
 import pickle
 import re
@@ -7,19 +8,30 @@ import textwrap
 
 import pytest
 import torch
+
 from conftest import ROOT, run_tool
 
 CONFIG = ROOT / 'configs/fcos/fcos_tresnet-narrow_fpn_asl_shapes.py'
-BATCHES_OF_4 = ['train_dataloader.batch_size=4', 'train_dataloader.num_workers=0',
-                'train_dataloader.persistent_workers=False']
+BATCHES_OF_4 = [
+    'train_dataloader.batch_size=4',
+    'train_dataloader.num_workers=0',
+    'train_dataloader.persistent_workers=False',
+]
 
 
 def on(shapes, *options):
     """The shapes config on the small set, without random augmentation, on a fixed seed."""
-    options = [f'{name}.dataset.data_root={shapes}/' for name in ('train_dataloader', 'val_dataloader', 'test_dataloader')] + [
-        f'{name}.ann_file={shapes}/annotations/val.json' for name in ('val_evaluator', 'test_evaluator')
-    ] + ['train_dataloader.dataset.pipeline.2.prob=0', 'randomness.seed=0', 'train_cfg.max_epochs=2',
-         'default_hooks.visualization.draw=False', *options]
+    options = (
+        [f'{name}.dataset.data_root={shapes}/' for name in ('train_dataloader', 'val_dataloader', 'test_dataloader')]
+        + [f'{name}.ann_file={shapes}/annotations/val.json' for name in ('val_evaluator', 'test_evaluator')]
+        + [
+            'train_dataloader.dataset.pipeline.3.prob=0',
+            'randomness.seed=0',
+            'train_cfg.max_epochs=2',
+            'default_hooks.visualization.draw=False',
+            *options,
+        ]
+    )
     return ['--cfg-options', *options]
 
 
@@ -59,8 +71,18 @@ def test_resume_reaches_the_weights_of_an_uninterrupted_run(trained, shapes, tmp
 
 def test_test_evaluates_dumps_and_draws(trained, shapes, tmp_path):
     work_dir, output = trained
-    done = run_tool('tools/test.py', CONFIG, work_dir / 'epoch_2.pth', '--work-dir', tmp_path, '--out', tmp_path / 'out.pkl',
-                    '--show-dir', 'drawn', *on(shapes))
+    done = run_tool(
+        'tools/test.py',
+        CONFIG,
+        work_dir / 'epoch_2.pth',
+        '--work-dir',
+        tmp_path,
+        '--out',
+        tmp_path / 'out.pkl',
+        '--show-dir',
+        'drawn',
+        *on(shapes),
+    )
     assert done.returncode == 0, done.stdout
     result = json.loads(next(tmp_path.glob('*/*.json')).read_text())
     scalars = [json.loads(line) for line in next(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()]
@@ -73,14 +95,26 @@ def test_two_processes_equal_one_with_the_whole_batch(shapes, tmp_path):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    common = ['model.backbone.norm_eval=True', 'train_cfg.max_epochs=1', 'train_dataloader.num_workers=0',
-              'train_dataloader.persistent_workers=False']
-    two = run_tool('tools/dist_train.sh', CONFIG, 2, '--work-dir', tmp_path / 'two',
-                   *on(shapes, *common, 'train_dataloader.batch_size=2'), env=dict(PORT=str(port), OMP_NUM_THREADS='1'))
+    common = [
+        'model.backbone.norm_eval=True',
+        'train_cfg.max_epochs=1',
+        'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
+    ]
+    two = run_tool(
+        'tools/dist_train.sh',
+        CONFIG,
+        2,
+        '--work-dir',
+        tmp_path / 'two',
+        *on(shapes, *common, 'train_dataloader.batch_size=2'),
+        env=dict(PORT=str(port), OMP_NUM_THREADS='1'),
+    )
     assert two.returncode == 0, two.stdout
     assert '2 processes on the CPU, backend gloo' in two.stdout
-    one = run_tool('tools/train.py', CONFIG, '--work-dir', tmp_path / 'one',
-                   *on(shapes, *common, 'train_dataloader.batch_size=4'))
+    one = run_tool(
+        'tools/train.py', CONFIG, '--work-dir', tmp_path / 'one', *on(shapes, *common, 'train_dataloader.batch_size=4')
+    )
     assert one.returncode == 0, one.stdout
     of_two, of_one = weights(tmp_path / 'two', 1), weights(tmp_path / 'one', 1)
     for key, value in of_one.items():
@@ -89,7 +123,8 @@ def test_two_processes_equal_one_with_the_whole_batch(shapes, tmp_path):
 
 def test_a_stock_config_needs_two_lines_and_no_tool_of_ours(shapes, tmp_path):
     config = tmp_path / 'mine.py'
-    config.write_text(textwrap.dedent(f'''
+    config.write_text(
+        textwrap.dedent(f"""
         _base_ = '{CONFIG}'
         custom_imports = dict(imports=['asl_mmdet'], allow_failed_imports=False)
         model = dict(
@@ -97,11 +132,19 @@ def test_a_stock_config_needs_two_lines_and_no_tool_of_ours(shapes, tmp_path):
             neck=dict(in_channels=[8, 16, 32, 64]),
             bbox_head=dict(loss_cls=dict(_delete_=True, type='AsymmetricLoss', use_sigmoid=True, gamma_pos=1.0,
                                          gamma_neg=2.0, clip=0.0)))
-    '''))
+    """)
+    )
     import mmdet
+
     script = f'{mmdet.__path__[0]}/.mim/tools/train.py'
-    done = run_tool(script, config, '--work-dir', tmp_path / 'run', cwd=tmp_path,
-                    *on(shapes, *BATCHES_OF_4, 'train_cfg.max_epochs=1'))
+    done = run_tool(
+        script,
+        config,
+        '--work-dir',
+        tmp_path / 'run',
+        cwd=tmp_path,
+        *on(shapes, *BATCHES_OF_4, 'train_cfg.max_epochs=1'),
+    )
     assert done.returncode == 0, done.stdout
     assert (tmp_path / 'run/epoch_1.pth').exists()
 
@@ -111,8 +154,11 @@ def test_wrong_calls_say_what_is_wrong(tmp_path):
     assert done.returncode == 2 and f'no checkpoint file {tmp_path}/none.pth' in done.stdout
     done = run_tool('tools/train.py', tmp_path / 'none.py')
     assert done.returncode == 1 and f'no config file {tmp_path}/none.py' in done.stdout
-    for script, usage in (('tools/dist_train.sh', 'CONFIG PROCESSES'), ('tools/dist_test.sh', 'CONFIG CHECKPOINT PROCESSES'),
-                          ('tools/slurm_train.sh', 'PARTITION JOB_NAME CONFIG WORK_DIR')):
+    for script, usage in (
+        ('tools/dist_train.sh', 'CONFIG PROCESSES'),
+        ('tools/dist_test.sh', 'CONFIG CHECKPOINT PROCESSES'),
+        ('tools/slurm_train.sh', 'PARTITION JOB_NAME CONFIG WORK_DIR'),
+    ):
         done = run_tool(script)
         assert done.returncode == 2 and usage in done.stdout
 
@@ -122,8 +168,21 @@ def test_slurm_starts_one_task_a_gpu(tmp_path):
     srun.write_text('#!/bin/sh\necho "$@"\n')
     srun.chmod(0o755)
     import os
-    done = run_tool('tools/slurm_train.sh', 'part', 'job', 'config.py', 'dir', '--resume',
-                    env=dict(PATH=f"{tmp_path}:{os.environ['PATH']}", GPUS='16', SRUN_ARGS='--qos high'))
-    assert done.stdout.split() == ('-p part --job-name=job --gres=gpu:8 --ntasks=16 --ntasks-per-node=8 --cpus-per-task=5 '
-                                   '--kill-on-bad-exit=1 --qos high python -u tools/train.py config.py --work-dir dir '
-                                   '--launcher slurm --resume').split()
+
+    done = run_tool(
+        'tools/slurm_train.sh',
+        'part',
+        'job',
+        'config.py',
+        'dir',
+        '--resume',
+        env=dict(PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='16', SRUN_ARGS='--qos high'),
+    )
+    assert (
+        done.stdout.split()
+        == (
+            '-p part --job-name=job --gres=gpu:8 --ntasks=16 --ntasks-per-node=8 --cpus-per-task=5 '
+            '--kill-on-bad-exit=1 --qos high python -u tools/train.py config.py --work-dir dir '
+            '--launcher slurm --resume'
+        ).split()
+    )

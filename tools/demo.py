@@ -1,11 +1,11 @@
 """Draw a data set of shapes, train a narrow TResNet FCOS with ASL on it, evaluate it and draw what it finds."""
+
 import argparse
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Dict, List
 
 import matplotlib
 
@@ -28,7 +28,7 @@ def newest(folder: Path, pattern: str) -> Path:
     return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
 
 
-def plot_losses(scalars: List[Dict[str, float]], path: Path) -> None:
+def plot_losses(scalars: list[dict[str, float]], path: Path) -> None:
     training = [line for line in scalars if 'loss' in line]
     figure, axes = plt.subplots(figsize=(7, 4), layout='constrained')
     for name in LOSSES:
@@ -53,14 +53,25 @@ def main() -> None:
     scalars = newest(work_dir, '*/vis_data/scalars.json').read_text().splitlines()
     plot_losses([json.loads(line) for line in scalars], losses)
     checkpoint = Path((work_dir / 'last_checkpoint').read_text())
-    run('Evaluation', 'tools/test.py', CONFIG, str(checkpoint), '--work-dir', str(work_dir / 'test'), '--show-dir', 'detections')
+    run(
+        'Evaluation',
+        'tools/test.py',
+        CONFIG,
+        str(checkpoint),
+        '--work-dir',
+        str(work_dir / 'test'),
+        '--show-dir',
+        'detections',
+    )
     result = json.loads(newest(work_dir / 'test', '*/*.json').read_text())
     pictures = newest(work_dir / 'test', '*/detections')
 
     print(f'\nFCOS with ASL on 150 unseen images of shapes, trained in {minutes:.1f} minutes')
     for name in ('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75'):
         print(f'  {name:<14}{result["coco/" + name]:6.3f}')
-    print(f'loss curve      {losses}\ndetections      {pictures} (left: truth, right: detections)\ncheckpoint      {checkpoint}')
+    print(
+        f'loss curve      {losses}\ndetections      {pictures} (truth | detections)\ncheckpoint      {checkpoint}'
+    )
 
 
 if __name__ == '__main__':

@@ -1,23 +1,24 @@
 """Write a small detection data set of drawn shapes in COCO's format; the same arguments give the same files.
 
 Images show 0 to 6 shapes of 6 classes in random size, rotation and colour on a textured background. Later shapes cover
-earlier ones: boxes enclose what is visible, and a shape that is covered by more than three quarters is not annotated.
+earlier ones: boxes enclose what is visible, and a shape less than two fifths visible is not annotated.
 """
+
 import argparse
 import json
 from pathlib import Path
-from typing import Dict, List, Tuple
 
 import cv2
 import numpy as np
 
 CLASSES = ('circle', 'ring', 'square', 'triangle', 'star', 'cross')
 SPLITS = ('train', 'val')
-MIN_VISIBLE = 0.25
+MIN_VISIBLE = 0.4
 
 
-def outline(name: str) -> List[np.ndarray]:
+def outline(name: str) -> list[np.ndarray]:
     """Contours of a shape inside the unit circle, filled by the even-odd rule: (points, 2) each."""
+
     def points(angles, radius):
         return np.stack([radius * np.cos(angles), radius * np.sin(angles)], axis=1)
 
@@ -33,15 +34,33 @@ def outline(name: str) -> List[np.ndarray]:
     if name == 'star':
         return [points(np.arange(10) * np.pi / 5, np.where(np.arange(10) % 2, 0.42, 1.0))]
     arm, end = 0.3, 0.95
-    return [np.array([(-arm, -end), (arm, -end), (arm, -arm), (end, -arm), (end, arm), (arm, arm), (arm, end), (-arm, end),
-                      (-arm, arm), (-end, arm), (-end, -arm), (-arm, -arm)])]
+    return [
+        np.array(
+            [
+                (-arm, -end),
+                (arm, -end),
+                (arm, -arm),
+                (end, -arm),
+                (end, arm),
+                (arm, arm),
+                (arm, end),
+                (-arm, end),
+                (-arm, arm),
+                (-end, arm),
+                (-end, -arm),
+                (-arm, -arm),
+            ]
+        )
+    ]
 
 
-def draw_image(rng: np.random.Generator, size: int, class_probs: np.ndarray) -> Tuple[np.ndarray, List[Dict]]:
+def draw_image(rng: np.random.Generator, size: int, class_probs: np.ndarray) -> tuple[np.ndarray, list[dict]]:
     """An image (size, size, 3) uint8 in BGR and the annotations (category index, bbox, area) of its visible shapes."""
-    texture = cv2.resize(rng.uniform(60, 190, (6, 6, 3)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
+    texture = cv2.resize(
+        rng.uniform(80, 170, (6, 6, 3)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC
+    )
     image = texture + rng.normal(0, 12, texture.shape)
-    for _ in range(rng.integers(0, 6)):
+    for _ in range(rng.integers(0, 4)):
         start, end = rng.integers(0, size, (2, 2)).tolist()
         cv2.line(image, start, end, rng.uniform(0, 255, 3).tolist(), 1)
 
@@ -49,13 +68,18 @@ def draw_image(rng: np.random.Generator, size: int, class_probs: np.ndarray) -> 
     drawn = []
     for index in range(rng.choice(7, p=[0.1, 0.2, 0.2, 0.2, 0.1, 0.1, 0.1])):
         category = int(rng.choice(len(CLASSES), p=class_probs))
-        radius = rng.uniform(0.08, 0.22) * size
+        radius = rng.uniform(0.1, 0.22) * size
         centre = rng.uniform(0.6 * radius, size - 0.6 * radius, 2)
         angle = rng.uniform(0, 2 * np.pi)
         rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        contours = [np.rint(contour @ rotation.T * radius + centre).astype(np.int32) for contour in outline(CLASSES[category])]
+        contours = [
+            np.rint(contour @ rotation.T * radius + centre).astype(np.int32) for contour in outline(CLASSES[category])
+        ]
         mask = cv2.fillPoly(np.zeros((size, size), np.uint8), contours, 1).astype(bool)
-        image[mask] = rng.uniform(0, 255, 3) + rng.normal(0, 8, (int(mask.sum()), 3))
+        colour = np.where(
+            rng.random(3) < 0.5, rng.uniform(0, 70, 3), rng.uniform(185, 255, 3)
+        )  # no grey of the texture
+        image[mask] = colour + rng.normal(0, 8, (int(mask.sum()), 3))
         owner[mask] = index
         drawn.append((category, int(mask.sum())))
 
@@ -70,11 +94,11 @@ def draw_image(rng: np.random.Generator, size: int, class_probs: np.ndarray) -> 
     return np.clip(image, 0, 255).astype(np.uint8), annotations
 
 
-def write_split(root: Path, split: str, num_images: int, args: argparse.Namespace) -> Dict[str, int]:
+def write_split(root: Path, split: str, num_images: int, args: argparse.Namespace) -> dict[str, int]:
     """Pictures under ``root/split`` and ``root/annotations/split.json``; returns counts."""
     rng = np.random.default_rng([args.seed, SPLITS.index(split)])
     missing_rng = np.random.default_rng([args.seed, SPLITS.index(split), 1])
-    class_probs = args.imbalance**-np.linspace(0, 1, len(CLASSES))
+    class_probs = args.imbalance ** -np.linspace(0, 1, len(CLASSES))
     class_probs /= class_probs.sum()
     (root / split).mkdir(parents=True, exist_ok=True)
     images, annotations, left_out = [], [], 0
@@ -89,11 +113,21 @@ def write_split(root: Path, split: str, num_images: int, args: argparse.Namespac
                 left_out += 1
                 continue
             annotations.append(
-                dict(id=len(annotations) + 1, image_id=image_id, category_id=shape['category'] + 1, bbox=shape['bbox'],
-                     area=shape['area'], iscrowd=0))
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=image_id,
+                    category_id=shape['category'] + 1,
+                    bbox=shape['bbox'],
+                    area=shape['area'],
+                    iscrowd=0,
+                )
+            )
     (root / 'annotations').mkdir(exist_ok=True)
-    content = dict(images=images, annotations=annotations,
-                   categories=[dict(id=number, name=name) for number, name in enumerate(CLASSES, 1)])
+    content = dict(
+        images=images,
+        annotations=annotations,
+        categories=[dict(id=number, name=name) for number, name in enumerate(CLASSES, 1)],
+    )
     (root / 'annotations' / f'{split}.json').write_text(json.dumps(content))
     return dict(images=len(images), boxes=len(annotations), left_out=left_out)
 
@@ -119,14 +153,20 @@ def main() -> None:
     parser.add_argument('--val', type=int, default=150, help='validation images')
     parser.add_argument('--size', type=int, default=128, help='width and height in pixels')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--imbalance', type=ratio, default=1.0, help='how much commoner the first class is than the last')
-    parser.add_argument('--missing-labels', type=probability, default=0.0,
-                        help='share of the training annotations that is left out; validation stays complete')
+    parser.add_argument(
+        '--imbalance', type=ratio, default=1.0, help='how much commoner the first class is than the last'
+    )
+    parser.add_argument(
+        '--missing-labels',
+        type=probability,
+        default=0.0,
+        help='share of the training annotations that is left out; validation stays complete',
+    )
     args = parser.parse_args()
     for split, num_images in zip(SPLITS, (args.train, args.val)):
         counts = write_split(args.out, split, num_images, args)
-        left_out = f", {counts['left_out']} boxes left out" if counts['left_out'] else ''
-        print(f"{args.out / split}: {counts['images']} images, {counts['boxes']} boxes{left_out}")
+        left_out = f', {counts["left_out"]} boxes left out' if counts['left_out'] else ''
+        print(f'{args.out / split}: {counts["images"]} images, {counts["boxes"]} boxes{left_out}')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
 """Evaluate a checkpoint on the test split of a config, detector or classifier."""
+
 import argparse
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 """Train what a config describes, detector or classifier."""
+
 import argparse
 
 from mmdet.utils import setup_cache_size_limit_of_dynamo
@@ -10,10 +11,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_config_arguments(parser)
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
-    parser.add_argument('--auto-scale-lr', action='store_true',
-                        help="scale the learning rate by the batch size over the config's auto_scale_lr.base_batch_size")
-    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='go on from CHECKPOINT, or, without one, from the latest of the work dir')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the learning rate by the batch size over the config's auto_scale_lr.base_batch_size",
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from CHECKPOINT, or, without one, from the latest of the work dir',
+    )
     args = parser.parse_args()
 
     setup_cache_size_limit_of_dynamo()

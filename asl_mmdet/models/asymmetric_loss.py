@@ -1,12 +1,13 @@
 """Asymmetric Loss For Multi-Label Classification (Ben-Baruch et al., ICCV 2021), equations 1 to 8.
 
-Legend: z logits, p = sigmoid(z), q = 1 - p, m probability margin (``clip``), p_m = max(p - m, 0), N rows (images, anchors
-or points), C classes. Everything is computed from logits, without an eps: log(p) is logsigmoid(z), and the gradients are
-the closed forms of equation 8, so they stay finite where autograd of ``pow`` and ``log`` does not.
+Legend: z logits, p = sigmoid(z), q = 1 - p, m probability margin (``clip``), p_m = max(p - m, 0), N rows (images,
+anchors or points), C classes. Everything is computed from logits, without an eps: log(p) is logsigmoid(z), and the
+gradients are the closed forms of equation 8, so they stay finite where autograd of ``pow`` and ``log`` does not.
 """
+
 import math
 import warnings
-from typing import Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 
-def positive_term(logits: Tensor, gamma_pos: float, detach_focusing: bool = False) -> Tuple[Tensor, Tensor]:
+def positive_term(logits: Tensor, gamma_pos: float, detach_focusing: bool = False) -> tuple[Tensor, Tensor]:
     """Loss -L+ of eq. 4 for positive labels, and its derivative with respect to the logit.
 
     Args:
@@ -34,10 +35,9 @@ def positive_term(logits: Tensor, gamma_pos: float, detach_focusing: bool = Fals
     return -focusing * log_p, focusing * slope
 
 
-def negative_term(logits: Tensor,
-                  gamma_neg: float,
-                  clip: float,
-                  detach_focusing: bool = False) -> Tuple[Tensor, Tensor]:
+def negative_term(
+    logits: Tensor, gamma_neg: float, clip: float, detach_focusing: bool = False
+) -> tuple[Tensor, Tensor]:
     """Loss -L- of eq. 7 for negative labels, and its derivative with respect to the logit (eq. 8).
 
     Args:
@@ -105,29 +105,33 @@ class _SummedAsymmetricLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError('AsymmetricLoss can be differentiated once only: its gradient comes from eq. 8 in closed form. '
-                               'Call backward or torch.autograd.grad without create_graph=True.')
-        grad, = ctx.saved_tensors
-        return ((grad * grad_output).to(ctx.logits_dtype), ) + (None, ) * 9
+            raise RuntimeError(
+                'AsymmetricLoss can be differentiated once only: its gradient comes from eq. 8 in closed form. '
+                'Call backward or torch.autograd.grad without create_graph=True.'
+            )
+        (grad,) = ctx.saved_tensors
+        return ((grad * grad_output).to(ctx.logits_dtype),) + (None,) * 9
 
 
-def asymmetric_loss(logits: Tensor,
-                    targets: Tensor,
-                    weight: Optional[Tensor] = None,
-                    *,
-                    gamma_pos: float = 0.0,
-                    gamma_neg: float = 4.0,
-                    clip: float = 0.05,
-                    alpha: Optional[float] = None,
-                    ignore_index: int = -1,
-                    detach_focusing: bool = False,
-                    reduction: str = 'sum') -> Tensor:
+def asymmetric_loss(
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None = None,
+    *,
+    gamma_pos: float = 0.0,
+    gamma_neg: float = 4.0,
+    clip: float = 0.05,
+    alpha: float | None = None,
+    ignore_index: int = -1,
+    detach_focusing: bool = False,
+    reduction: str = 'sum',
+) -> Tensor:
     """Eqs. 1, 2 and 7, weighted: sum of ``weight * (-y L+ - (1 - y) L-)``, or its elements.
 
     Args:
         logits: (N, C), floating point. float16 and bfloat16 are computed in float32.
-        targets: (N,) class indices with background C, or (N, C) labels in [0, 1]. ``ignore_index`` marks what is unknown
-            and contributes nothing. Anything else yields NaN.
+        targets: (N,) class indices with background C, or (N, C) labels in [0, 1]. ``ignore_index`` marks what is
+            unknown and contributes nothing. Anything else yields NaN.
         weight: broadcastable to (N, C); a constant.
         alpha: static weight of positives, with 1 - alpha for negatives; None weighs both with 1.
         detach_focusing: hold the focusing factors constant in the backward pass.
@@ -136,16 +140,17 @@ def asymmetric_loss(logits: Tensor,
     Returns:
         0-d tensor or (N, C), float64 for float64 logits, otherwise float32. It can be differentiated once.
     """
-    return _SummedAsymmetricLoss.apply(logits, targets, weight, gamma_pos, gamma_neg, clip, alpha, ignore_index,
-                                       detach_focusing, reduction == 'sum')
+    return _SummedAsymmetricLoss.apply(
+        logits, targets, weight, gamma_pos, gamma_neg, clip, alpha, ignore_index, detach_focusing, reduction == 'sum'
+    )
 
 
 @MODELS.register_module()
 class AsymmetricLoss(nn.Module):
     """Asymmetric Loss (eq. 7) for mmdet's dense heads and for multi-label heads.
 
-    ``gamma_pos = gamma_neg = 0, clip = 0`` is binary cross-entropy; equal gammas with ``alpha`` are mmdet's FocalLoss. The
-    defaults are the paper's for multi-label classification; detectors want ``gamma_pos=1, gamma_neg=2, clip=0``
+    ``gamma_pos = gamma_neg = 0, clip = 0`` is binary cross-entropy; equal gammas with ``alpha`` are mmdet's FocalLoss.
+    The defaults are the paper's for multi-label classification; detectors want ``gamma_pos=1, gamma_neg=2, clip=0``
     (appendix H), and ``use_sigmoid=True`` written out in the config, because mmdet's heads read it there.
 
     The value is a sum of elements divided as ``reduction`` and ``avg_factor`` say: by N * C for 'mean' without
@@ -166,8 +171,8 @@ class AsymmetricLoss(nn.Module):
         loss_weight: factor on the result.
         eps: accepted for configs written for mmpretrain; nothing here needs it.
         disable_torch_grad_focal_loss: the official code's name for ``detach_focusing``.
-        debug: check the values of ``target`` on a GPU at every call, which synchronises it, instead of only at the first
-            calls. On a CPU they are always checked. Unchecked values out of range give a NaN loss.
+        debug: check the values of ``target`` on a GPU at every call, which synchronises it, instead of only at the
+            first calls. On a CPU they are always checked. Unchecked values out of range give a NaN loss.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -176,20 +181,22 @@ class AsymmetricLoss(nn.Module):
     # So many calls of a training run are looked at for clipped negatives and, on a GPU, for targets out of range.
     CHECKED_CALLS = 100
 
-    def __init__(self,
-                 gamma_pos: float = 0.0,
-                 gamma_neg: float = 4.0,
-                 clip: float = 0.05,
-                 alpha: Optional[float] = None,
-                 use_sigmoid: bool = True,
-                 detach_focusing: bool = False,
-                 class_weight: Union[None, Sequence[float], Tensor] = None,
-                 ignore_index: int = -1,
-                 reduction: str = 'mean',
-                 loss_weight: float = 1.0,
-                 eps: Optional[float] = None,
-                 disable_torch_grad_focal_loss: Optional[bool] = None,
-                 debug: bool = False) -> None:
+    def __init__(
+        self,
+        gamma_pos: float = 0.0,
+        gamma_neg: float = 4.0,
+        clip: float = 0.05,
+        alpha: float | None = None,
+        use_sigmoid: bool = True,
+        detach_focusing: bool = False,
+        class_weight: None | Sequence[float] | Tensor = None,
+        ignore_index: int = -1,
+        reduction: str = 'mean',
+        loss_weight: float = 1.0,
+        eps: float | None = None,
+        disable_torch_grad_focal_loss: bool | None = None,
+        debug: bool = False,
+    ) -> None:
         super().__init__()
         for name, value in dict(gamma_pos=gamma_pos, gamma_neg=gamma_neg).items():
             if not 0 <= value < math.inf:
@@ -200,7 +207,9 @@ class AsymmetricLoss(nn.Module):
         if alpha is not None and not 0 <= alpha <= 1:
             raise ValueError(f'alpha={alpha} of AsymmetricLoss must be None or lie in [0, 1]')
         if use_sigmoid is not True:
-            raise ValueError(f'use_sigmoid={use_sigmoid}: AsymmetricLoss is a sum of sigmoid losses; set use_sigmoid=True')
+            raise ValueError(
+                f'use_sigmoid={use_sigmoid}: AsymmetricLoss is a sum of sigmoid losses; set use_sigmoid=True'
+            )
         if reduction not in ('none', 'mean', 'sum'):
             raise ValueError(f"reduction={reduction!r} of AsymmetricLoss must be 'none', 'mean' or 'sum'")
         if not math.isfinite(loss_weight):
@@ -208,14 +217,18 @@ class AsymmetricLoss(nn.Module):
         if class_weight is not None:
             class_weight = torch.as_tensor(class_weight, dtype=torch.float32)
             if class_weight.ndim != 1 or not bool(((class_weight >= 0) & class_weight.isfinite()).all()):
-                raise ValueError(f'class_weight={class_weight.tolist()} of AsymmetricLoss must be one finite number of 0 or '
-                                 'more for each class')
+                raise ValueError(
+                    f'class_weight={class_weight.tolist()} of AsymmetricLoss must be one finite number of 0 or '
+                    'more for each class'
+                )
         self.gamma_pos = float(gamma_pos)
         self.gamma_neg = float(gamma_neg)
         self.clip = float(clip)
         self.alpha = alpha
         self.use_sigmoid = use_sigmoid
-        self.detach_focusing = detach_focusing if disable_torch_grad_focal_loss is None else disable_torch_grad_focal_loss
+        self.detach_focusing = (
+            detach_focusing if disable_torch_grad_focal_loss is None else disable_torch_grad_focal_loss
+        )
         self.register_buffer('class_weight', class_weight, persistent=False)
         self.ignore_index = ignore_index
         self.reduction = reduction
@@ -224,15 +237,19 @@ class AsymmetricLoss(nn.Module):
         self._calls_left_to_check = self.CHECKED_CALLS
 
     def extra_repr(self) -> str:
-        return (f'gamma_pos={self.gamma_pos}, gamma_neg={self.gamma_neg}, clip={self.clip}, alpha={self.alpha}, '
-                f'detach_focusing={self.detach_focusing}, reduction={self.reduction!r}, loss_weight={self.loss_weight}')
+        return (
+            f'gamma_pos={self.gamma_pos}, gamma_neg={self.gamma_neg}, clip={self.clip}, alpha={self.alpha}, '
+            f'detach_focusing={self.detach_focusing}, reduction={self.reduction!r}, loss_weight={self.loss_weight}'
+        )
 
-    def forward(self,
-                pred: Tensor,
-                target: Tensor,
-                weight: Optional[Tensor] = None,
-                avg_factor: Union[None, float, Tensor] = None,
-                reduction_override: Optional[str] = None) -> Tensor:
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: None | float | Tensor = None,
+        reduction_override: str | None = None,
+    ) -> Tensor:
         """Weighted and averaged loss under the contract of mmdet's losses.
 
         Args:
@@ -267,7 +284,8 @@ class AsymmetricLoss(nn.Module):
             alpha=self.alpha,
             ignore_index=self.ignore_index,
             detach_focusing=self.detach_focusing,
-            reduction='none' if reduction == 'none' else 'sum')
+            reduction='none' if reduction == 'none' else 'sum',
+        )
         if reduction == 'mean' and avg_factor is None:
             loss = loss / max(pred.numel(), 1)
         else:
@@ -278,34 +296,46 @@ class AsymmetricLoss(nn.Module):
         if not torch.is_tensor(pred) or not pred.is_floating_point():
             raise TypeError(f'pred of AsymmetricLoss must hold floating-point logits, got {_describe(pred)}')
         if pred.ndim != 2 or pred.shape[1] == 0:
-            raise ValueError(f'pred of AsymmetricLoss must have shape (N, C) with C >= 1, got {_describe(pred)}; flatten '
-                             'other dimensions into N')
+            raise ValueError(
+                f'pred of AsymmetricLoss must have shape (N, C) with C >= 1, got {_describe(pred)}; flatten '
+                'other dimensions into N'
+            )
         if not torch.is_tensor(target) or target.shape not in (pred.shape, pred.shape[:1]):
-            raise ValueError(f'target of AsymmetricLoss must be a tensor of shape {tuple(pred.shape[:1])} (class indices) or '
-                             f'{tuple(pred.shape)} (labels) for pred of shape {tuple(pred.shape)}, got {_describe(target)}')
+            raise ValueError(
+                f'target of AsymmetricLoss must be a tensor of shape {tuple(pred.shape[:1])} (class indices) or '
+                f'{tuple(pred.shape)} (labels) for pred of shape {tuple(pred.shape)}, got {_describe(target)}'
+            )
         if target.ndim == 1 and (target.is_floating_point() or target.dtype == torch.bool):
-            raise TypeError(f'target of AsymmetricLoss with one entry a row holds class indices and must be integer, got '
-                            f'{target.dtype}; give labels the shape {tuple(pred.shape)} of pred')
+            raise TypeError(
+                f'target of AsymmetricLoss with one entry a row holds class indices and must be integer, got '
+                f'{target.dtype}; give labels the shape {tuple(pred.shape)} of pred'
+            )
         if target.ndim == 2 and 0 <= self.ignore_index <= 1:
-            raise ValueError(f'ignore_index={self.ignore_index} of AsymmetricLoss is a valid label of a target of shape '
-                             '(N, C); use -1')
+            raise ValueError(
+                f'ignore_index={self.ignore_index} of AsymmetricLoss is a valid label of a target of shape '
+                '(N, C); use -1'
+            )
         if target.requires_grad:
             raise ValueError('target of AsymmetricLoss is a constant, but requires grad; pass target.detach()')
         if self.class_weight is not None and len(self.class_weight) != pred.shape[1]:
-            raise ValueError(f'class_weight of AsymmetricLoss has {len(self.class_weight)} entries, but pred has '
-                             f'{pred.shape[1]} classes')
+            raise ValueError(
+                f'class_weight of AsymmetricLoss has {len(self.class_weight)} entries, but pred has '
+                f'{pred.shape[1]} classes'
+            )
 
-    def _elementwise_weight(self, pred: Tensor, weight: Optional[Tensor]) -> Optional[Tensor]:
+    def _elementwise_weight(self, pred: Tensor, weight: Tensor | None) -> Tensor | None:
         if weight is None:
             return self.class_weight
         rows, num_classes = pred.shape
-        if weight.shape == (rows, ):
+        if weight.shape == (rows,):
             weight = weight[:, None]
-        elif weight.shape == (rows * num_classes, ):
+        elif weight.shape == (rows * num_classes,):
             weight = weight.view(rows, num_classes)
         elif weight.shape not in ((rows, 1), (rows, num_classes)):
-            raise ValueError(f'weight of AsymmetricLoss must have shape (N,), (N, 1), (N, C) or (N * C,) for pred of shape '
-                             f'{tuple(pred.shape)}, got {_describe(weight)}')
+            raise ValueError(
+                f'weight of AsymmetricLoss must have shape (N,), (N, 1), (N, C) or (N * C,) for pred of shape '
+                f'{tuple(pred.shape)}, got {_describe(weight)}'
+            )
         if weight.requires_grad:
             raise ValueError('weight of AsymmetricLoss is a constant, but requires grad; pass weight.detach()')
         return weight if self.class_weight is None else weight * self.class_weight
@@ -328,9 +358,11 @@ class AsymmetricLoss(nn.Module):
         largest = negatives.max().sigmoid().item() if negatives.numel() else math.nan
         if largest <= self.clip:
             self._calls_left_to_check = 0
-            warnings.warn(f'AsymmetricLoss: all {negatives.numel()} negatives of a batch have p <= clip={self.clip} (the '
-                          f'largest is {largest:.4g}), so they have neither loss nor gradient. Detectors start at '
-                          'bias_prob=0.01: set clip=0.0 for them, or a clip well below the probabilities at the start.')
+            warnings.warn(
+                f'AsymmetricLoss: all {negatives.numel()} negatives of a batch have p <= clip={self.clip} (the '
+                f'largest is {largest:.4g}), so they have neither loss nor gradient. Detectors start at '
+                'bias_prob=0.01: set clip=0.0 for them, or a clip well below the probabilities at the start.'
+            )
 
 
 def _describe(value: object) -> str:
@@ -345,16 +377,20 @@ def _check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
     wrong = target[~((target >= 0) & (target <= upper)) & (target != ignore_index)]
     if wrong.numel():
         background = f' ({num_classes} is background)' if target.ndim == 1 else ''
-        raise ValueError(f'target of AsymmetricLoss holds {wrong[0].item()}: {what} must lie in [0, {upper}]{background} or '
-                         f'equal ignore_index={ignore_index} for unknown')
+        raise ValueError(
+            f'target of AsymmetricLoss holds {wrong[0].item()}: {what} must lie in [0, {upper}]{background} or '
+            f'equal ignore_index={ignore_index} for unknown'
+        )
 
 
-def _refuse_softmax_head(module: nn.Module, name: str, submodule: Optional[nn.Module]) -> None:
-    """Called by torch whenever a module gets a submodule: mmdet's heads read use_sigmoid from the config, not from us."""
+def _refuse_softmax_head(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
+    """Called by torch whenever a module gets a submodule: mmdet's heads read use_sigmoid in the config."""
     if isinstance(submodule, AsymmetricLoss) and vars(module).get('use_sigmoid_cls') is False:
-        raise ValueError(f"{type(module).__name__}.{name} is an AsymmetricLoss, but its config lacks use_sigmoid=True, so the "
-                         'head would build num_classes + 1 softmax channels. Write '
-                         f"{name}=dict(type='AsymmetricLoss', use_sigmoid=True, ...)")
+        raise ValueError(
+            f'{type(module).__name__}.{name} is an AsymmetricLoss, but its config lacks use_sigmoid=True, so the '
+            'head would build num_classes + 1 softmax channels. Write '
+            f"{name}=dict(type='AsymmetricLoss', use_sigmoid=True, ...)"
+        )
 
 
 register_module_module_registration_hook(_refuse_softmax_head)

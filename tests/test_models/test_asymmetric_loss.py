@@ -1,4 +1,5 @@
 """Values by hand, mmdet's FocalLoss, torch's cross-entropy and a float64 autograd reference against AsymmetricLoss."""
+
 import math
 import warnings
 
@@ -19,8 +20,8 @@ def reference(logits, labels, gamma_pos, gamma_neg, clip, alpha=None):
     """Eqs. 4 to 7 as printed, by elements, float64, differentiable by autograd away from p = m, p = 0 and p = 1."""
     p = logits.double().sigmoid()
     p_m = (p - clip).clamp(min=0)
-    pos = -(1 - p)**gamma_pos * p.log()
-    neg = -p_m**gamma_neg * (1 - p_m).log()
+    pos = -((1 - p) ** gamma_pos) * p.log()
+    neg = -(p_m**gamma_neg) * (1 - p_m).log()
     if alpha is not None:
         pos, neg = alpha * pos, (1 - alpha) * neg
     return labels * pos + (1 - labels) * neg
@@ -33,19 +34,21 @@ def value_and_grad(function, logits, grad_output=1.0):
     return value.detach(), logits.grad
 
 
-# ---------------------------------------------------------------------------------------------------------------- values
+# -------------------------------------------------------------------------------------------------------------- values
 
 
 def test_values_by_hand_at_p_one_half():
     # p = 0.5, p_m = 0.45: L- = 0.45^4 * ln(0.55), L+ = ln(0.5)
     zero = torch.zeros(1, 1)
     loss = AsymmetricLoss(reduction='sum')
-    assert loss(zero, torch.tensor([[1.]])).item() == pytest.approx(0.693147181, rel=1e-6)
-    assert loss(zero, torch.tensor([[0.]])).item() == pytest.approx(0.04100625 * 0.597837001, rel=1e-6)
+    assert loss(zero, torch.tensor([[1.0]])).item() == pytest.approx(0.693147181, rel=1e-6)
+    assert loss(zero, torch.tensor([[0.0]])).item() == pytest.approx(0.04100625 * 0.597837001, rel=1e-6)
     # gamma_pos = 2: 0.25 ln 2. Soft label 0.25 (eq. 2): a quarter of the one and three quarters of the other.
     loss = AsymmetricLoss(gamma_pos=2, gamma_neg=4, clip=0.05, reduction='sum')
-    assert loss(zero, torch.tensor([[1.]])).item() == pytest.approx(0.173286795, rel=1e-6)
-    assert loss(zero, torch.tensor([[0.25]])).item() == pytest.approx(0.25 * 0.173286795 + 0.75 * 0.04100625 * 0.597837001, rel=1e-6)
+    assert loss(zero, torch.tensor([[1.0]])).item() == pytest.approx(0.173286795, rel=1e-6)
+    assert loss(zero, torch.tensor([[0.25]])).item() == pytest.approx(
+        0.25 * 0.173286795 + 0.75 * 0.04100625 * 0.597837001, rel=1e-6
+    )
 
 
 def test_gradients_by_hand_at_p_one_half():
@@ -81,7 +84,8 @@ def test_zero_gammas_are_binary_cross_entropy(scale):
     value, grad = value_and_grad(lambda z: loss(z, labels, reduction_override='none'), logits)
     for dtype in (torch.float64, torch.float32):
         expected, expected_grad = value_and_grad(
-            lambda z: F.binary_cross_entropy_with_logits(z, labels.to(dtype), reduction='none'), logits.to(dtype))
+            lambda z: F.binary_cross_entropy_with_logits(z, labels.to(dtype), reduction='none'), logits.to(dtype)
+        )
         # torch's own value cancels near 0, ours does not: in float32 only an absolute bound holds there.
         atol = 1e-13 if dtype == torch.float64 else 1e-6
         torch.testing.assert_close(value.to(dtype), expected, rtol=1e-6, atol=atol)
@@ -93,14 +97,18 @@ def test_zero_gammas_are_binary_cross_entropy(scale):
 def test_equal_gammas_with_alpha_are_mmdet_focal_loss(gamma, dense):
     torch.manual_seed(0)
     logits = 3 * torch.randn(50, 8)
-    target = torch.randint(0, 9, (50, ))
+    target = torch.randint(0, 9, (50,))
     weight = torch.rand(50)
     if dense:
         target = F.one_hot(target, 9)[:, :8]
     ours = AsymmetricLoss(gamma_pos=gamma, gamma_neg=gamma, clip=0, alpha=0.25, loss_weight=2.0)
     theirs = FocalLoss(gamma=gamma, alpha=0.25, loss_weight=2.0)
-    for kwargs in (dict(), dict(weight=weight, avg_factor=7), dict(avg_factor=torch.tensor(3.)),
-                   dict(weight=weight[:, None].expand(50, 8), reduction_override='none')):
+    for kwargs in (
+        dict(),
+        dict(weight=weight, avg_factor=7),
+        dict(avg_factor=torch.tensor(3.0)),
+        dict(weight=weight[:, None].expand(50, 8), reduction_override='none'),
+    ):
         value, grad = value_and_grad(lambda z: ours(z, target, **kwargs), logits)
         expected, expected_grad = value_and_grad(lambda z: theirs(z, target, **kwargs), logits)
         torch.testing.assert_close(value, expected, rtol=2e-6, atol=1e-8)
@@ -114,16 +122,16 @@ def draw_case(draw):
     logits = draw(st.sampled_from([0.1, 1.0, 5.0, 12.0])) * torch.randn(rows, classes, generator=generator)
     kind = draw(st.sampled_from(['index', 'hard', 'soft']))
     if kind == 'index':
-        target = torch.randint(-1, classes + 1, (rows, ), generator=generator)
+        target = torch.randint(-1, classes + 1, (rows,), generator=generator)
         labels = F.one_hot(target.clamp(min=0), classes + 1)[:, :classes].double()
         known = (target != -1).double()[:, None].expand(rows, classes)
     else:
         target = torch.rand(rows, classes, generator=generator)
         target = (target < 0.3).float() if kind == 'hard' else target
         known = (torch.rand(rows, classes, generator=generator) < 0.8).double()
-        target = torch.where(known == 1, target, -1.)
+        target = torch.where(known == 1, target, -1.0)
         labels = target.double() * known
-    weight = draw(st.sampled_from([None, (rows, ), (rows, 1), (rows, classes), (rows * classes, )]))
+    weight = draw(st.sampled_from([None, (rows,), (rows, 1), (rows, classes), (rows * classes,)]))
     if weight is not None:
         weight = torch.rand(weight, generator=generator) * (torch.rand(weight, generator=generator) < 0.7)
     return logits, target, labels, known, weight
@@ -134,19 +142,31 @@ gamma = st.sampled_from([0.0, 0.3, 1.0, 2.0, 3.7, 7.0])
 
 
 @settings(max_examples=300, deadline=None)
-@given(case, gamma, gamma, st.sampled_from([0.0, 0.05, 0.2, 0.9]), st.sampled_from([None, 0.25, 0.9]),
-       st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]), st.floats(0.5, 100))
+@given(
+    case,
+    gamma,
+    gamma,
+    st.sampled_from([0.0, 0.05, 0.2, 0.9]),
+    st.sampled_from([None, 0.25, 0.9]),
+    st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]),
+    st.floats(0.5, 100),
+)
 def test_random_cases_equal_the_float64_reference(case, gamma_pos, gamma_neg, clip, alpha, dtype, avg_factor):
     logits, target, labels, known, weight = case
     logits = logits.to(dtype)
     loss = AsymmetricLoss(gamma_pos, gamma_neg, clip, alpha=alpha)
     value, grad = value_and_grad(lambda z: loss(z, target, weight, avg_factor=avg_factor), logits)
 
-    elementwise = known if weight is None else known * weight.double().reshape(len(logits), max(weight.numel() // max(len(logits), 1), 1))
+    elementwise = (
+        known
+        if weight is None
+        else known * weight.double().reshape(len(logits), max(weight.numel() // max(len(logits), 1), 1))
+    )
     mmdet_avg_factor = avg_factor + torch.finfo(torch.float32).eps
     expected, expected_grad = value_and_grad(
         lambda z: (reference(z, labels, gamma_pos, gamma_neg, clip, alpha) * elementwise).sum() / mmdet_avg_factor,
-        logits.double())
+        logits.double(),
+    )
     exact = 1e-9 if dtype == torch.float64 else 2e-5
     torch.testing.assert_close(value.double(), expected, rtol=max(exact, 3e-7), atol=exact)
     # autograd of the reference is NaN in places where the closed form is finite; those have a test of their own.
@@ -161,17 +181,21 @@ def test_random_cases_equal_the_float64_reference(case, gamma_pos, gamma_neg, cl
 def test_float32_elements_are_exact_to_rounding_on_the_whole_axis():
     logits = torch.linspace(-30, 30, 2001)[:, None]
     for gamma_pos, gamma_neg, clip in [(0, 0, 0.05), (0, 4, 0.05), (1, 2, 0), (0.5, 0.5, 0.2)]:
-        for term, double_term in [(positive_term(logits, gamma_pos), positive_term(logits.double(), gamma_pos)),
-                                  (negative_term(logits, gamma_neg, clip), negative_term(logits.double(), gamma_neg, clip))]:
+        for term, double_term in [
+            (positive_term(logits, gamma_pos), positive_term(logits.double(), gamma_pos)),
+            (negative_term(logits, gamma_neg, clip), negative_term(logits.double(), gamma_neg, clip)),
+        ]:
             for single, double in zip(term, double_term):
                 # p - m cancels near p = m: an absolute error of 1e-7 there, to the power gamma.
                 torch.testing.assert_close(single.double(), double, rtol=3e-6, atol=2e-7)
 
 
-# ------------------------------------------------------------------------------------------------- gradients and stability
+# --------------------------------------------------------------------------------------------- gradients and stability
 
 
-@pytest.mark.parametrize('gamma_pos, gamma_neg, clip', [(0, 0, 0), (0, 4, 0.05), (1, 2, 0), (0.5, 0.3, 0.2), (3, 7, 0.05)])
+@pytest.mark.parametrize(
+    'gamma_pos, gamma_neg, clip', [(0, 0, 0), (0, 4, 0.05), (1, 2, 0), (0.5, 0.3, 0.2), (3, 7, 0.05)]
+)
 @pytest.mark.parametrize('index', [False, True])
 def test_gradcheck(gamma_pos, gamma_neg, clip, index):
     torch.manual_seed(1)
@@ -189,7 +213,7 @@ def test_detached_focusing_is_autograd_with_a_constant_factor():
     def by_autograd(z):
         p = z.sigmoid()
         p_m = (p - 0.05).clamp(min=0)
-        focusing = labels * (1 - p)**1.5 + (1 - labels) * p_m**3
+        focusing = labels * (1 - p) ** 1.5 + (1 - labels) * p_m**3
         return -(focusing.detach() * (labels * p.log() + (1 - labels) * (1 - p_m).log())).sum()
 
     loss = AsymmetricLoss(1.5, 3, 0.05, detach_focusing=True, reduction='sum')
@@ -224,7 +248,7 @@ def test_finite_for_every_finite_logit(dtype, gamma, clip, autocast):
     edge = math.log(0.05 / 0.95)
     logits = torch.tensor([0, 1e-8, 0.5, 5, 16, 17, 20, 60, 88, 89, 104, 1e3, 1e4, edge])
     logits = torch.cat([logits, -logits])[:, None].to(dtype)
-    for label in (0., 1., 0.5):
+    for label in (0.0, 1.0, 0.5):
         loss = AsymmetricLoss(gamma, gamma, clip, reduction='sum')
         with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
             value, grad = value_and_grad(lambda z: loss(z, torch.full(z.shape, label)), logits, grad_output=3.0)
@@ -237,17 +261,26 @@ def test_finite_for_every_finite_logit(dtype, gamma, clip, autocast):
 
 def test_fractional_gamma_at_clipped_and_saturated_logits():
     # autograd of pow gives NaN here: p_m = 0 for the clipped negative, 1 - p = 0 for the saturated positive.
-    logits, labels = torch.tensor([[-5.0, 120.0]]), torch.tensor([[0., 1.]])
+    logits, labels = torch.tensor([[-5.0, 120.0]]), torch.tensor([[0.0, 1.0]])
     loss = AsymmetricLoss(0.5, 0.5, 0.2, reduction='sum')
     value, grad = value_and_grad(lambda z: loss(z, labels), logits)
     assert value.item() == 0 and torch.equal(grad, torch.zeros(1, 2))
 
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize('target', [torch.tensor([[0., 1.]]), torch.tensor([[1., 0.]]), torch.tensor([[-1., 0.]]),
-                                    torch.tensor([0]), torch.tensor([2]), torch.tensor([-1])])
+@pytest.mark.parametrize(
+    'target',
+    [
+        torch.tensor([[0.0, 1.0]]),
+        torch.tensor([[1.0, 0.0]]),
+        torch.tensor([[-1.0, 0.0]]),
+        torch.tensor([0]),
+        torch.tensor([2]),
+        torch.tensor([-1]),
+    ],
+)
 def test_non_finite_logits_are_not_hidden(bad, target):
-    value, grad = value_and_grad(lambda z: AsymmetricLoss()(z, target), torch.tensor([[bad, 0.]]))
+    value, grad = value_and_grad(lambda z: AsymmetricLoss()(z, target), torch.tensor([[bad, 0.0]]))
     assert not value.isfinite() and not grad.isfinite().all()
 
 
@@ -273,17 +306,17 @@ def test_backward_twice_through_a_retained_graph_accumulates():
 @pytest.mark.parametrize('backend', ['aot_eager', 'inductor'])
 def test_compiles_without_graph_breaks(backend):
     torch.manual_seed(0)
-    loss = AsymmetricLoss(1, 2, 0.05, alpha=0.25, class_weight=[1., 2., 0.5])
+    loss = AsymmetricLoss(1, 2, 0.05, alpha=0.25, class_weight=[1.0, 2.0, 0.5])
     compiled = torch.compile(loss, backend=backend, fullgraph=True)
     logits, weight = torch.randn(6, 3), torch.rand(6)
-    for target in (torch.randint(0, 4, (6, )), torch.rand(6, 3)):
+    for target in (torch.randint(0, 4, (6,)), torch.rand(6, 3)):
         value, grad = value_and_grad(lambda z: compiled(z, target, weight, avg_factor=3.0), logits)
         expected, expected_grad = value_and_grad(lambda z: loss(z, target, weight, avg_factor=3.0), logits)
         torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
         torch.testing.assert_close(grad, expected_grad, rtol=1e-6, atol=1e-8)
 
 
-# ---------------------------------------------------------------------------------------------------------------- targets
+# ------------------------------------------------------------------------------------------------------------- targets
 
 
 class Recorder(TorchDispatchMode):
@@ -302,7 +335,7 @@ class Recorder(TorchDispatchMode):
 
 
 def test_index_targets_are_never_expanded():
-    logits, target = torch.randn(11, 7, requires_grad=True), torch.randint(0, 8, (11, ))
+    logits, target = torch.randn(11, 7, requires_grad=True), torch.randint(0, 8, (11,))
     loss = AsymmetricLoss(clip=0)
     loss.eval()  # the check for clipped negatives of the first training calls is not part of the loss
     with Recorder(logits.shape) as recorder:
@@ -316,7 +349,7 @@ def test_index_targets_are_never_expanded():
 def test_unknown_labels_contribute_nothing():
     logits = torch.randn(2, 3)
     loss = AsymmetricLoss(clip=0, reduction='sum')
-    target = torch.tensor([[1., -1., 0.], [-1., -1., -1.]])
+    target = torch.tensor([[1.0, -1.0, 0.0], [-1.0, -1.0, -1.0]])
     value, grad = value_and_grad(lambda z: loss(z, target), logits)
     kept = loss(logits[:1, [0, 2]], target[:1, [0, 2]])
     torch.testing.assert_close(value, kept)
@@ -325,49 +358,60 @@ def test_unknown_labels_contribute_nothing():
     assert torch.equal(grad[0], torch.zeros(3)) and (grad[1] != 0).any()
 
 
-@pytest.mark.parametrize('target', [torch.tensor([[1, 0], [0, 0]]), torch.tensor([[True, False], [False, False]]),
-                                    torch.tensor([[1, 0], [0, 0]], dtype=torch.uint8), torch.tensor([0, 2]),
-                                    torch.tensor([0, 2], dtype=torch.int32)])
+@pytest.mark.parametrize(
+    'target',
+    [
+        torch.tensor([[1, 0], [0, 0]]),
+        torch.tensor([[True, False], [False, False]]),
+        torch.tensor([[1, 0], [0, 0]], dtype=torch.uint8),
+        torch.tensor([0, 2]),
+        torch.tensor([0, 2], dtype=torch.int32),
+    ],
+)
 def test_dtypes_of_targets(target):
-    logits = torch.tensor([[0.3, -0.2], [1., 2.]])
-    expected = AsymmetricLoss()(logits, torch.tensor([[1., 0.], [0., 0.]]))
+    logits = torch.tensor([[0.3, -0.2], [1.0, 2.0]])
+    expected = AsymmetricLoss()(logits, torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
     torch.testing.assert_close(AsymmetricLoss()(logits, target), expected, rtol=1e-6, atol=0)
 
 
 def test_one_class_and_no_rows():
     loss = AsymmetricLoss(gamma_pos=1, gamma_neg=2, clip=0)
     target = torch.tensor([0, 1])
-    dense = loss(torch.tensor([[0.5], [1.5]]), torch.tensor([[1.], [0.]]))
+    dense = loss(torch.tensor([[0.5], [1.5]]), torch.tensor([[1.0], [0.0]]))
     torch.testing.assert_close(loss(torch.tensor([[0.5], [1.5]]), target), dense)
     for target in (torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4)):
-        for kwargs in (dict(), dict(avg_factor=0), dict(avg_factor=torch.tensor(0.)), dict(reduction_override='sum')):
+        for kwargs in (dict(), dict(avg_factor=0), dict(avg_factor=torch.tensor(0.0)), dict(reduction_override='sum')):
             value, grad = value_and_grad(lambda z: loss(z, target, torch.zeros(0), **kwargs), torch.zeros(0, 4))
             assert value.item() == 0 and grad.shape == (0, 4)
 
 
 def test_class_weight_scales_both_terms_of_a_class():
-    logits, target = torch.randn(5, 3), torch.randint(0, 4, (5, ))
-    plain = AsymmetricLoss(clip=0)(logits, target, torch.full((5, ), 2.0), reduction_override='none')
-    weighted = AsymmetricLoss(clip=0, class_weight=[1, 0, 3])(logits, target, torch.full((5, ), 2.0),
-                                                              reduction_override='none')
-    torch.testing.assert_close(weighted, plain * torch.tensor([1., 0., 3.]))
-    assert list(AsymmetricLoss(class_weight=[1., 2.]).state_dict()) == []
+    logits, target = torch.randn(5, 3), torch.randint(0, 4, (5,))
+    plain = AsymmetricLoss(clip=0)(logits, target, torch.full((5,), 2.0), reduction_override='none')
+    weighted = AsymmetricLoss(clip=0, class_weight=[1, 0, 3])(
+        logits, target, torch.full((5,), 2.0), reduction_override='none'
+    )
+    torch.testing.assert_close(weighted, plain * torch.tensor([1.0, 0.0, 3.0]))
+    assert list(AsymmetricLoss(class_weight=[1.0, 2.0]).state_dict()) == []
 
 
-# ------------------------------------------------------------------------------------------------------------ bad input
+# ----------------------------------------------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(gamma_pos=-1), 'gamma_pos=-1'),
-    (dict(gamma_neg=math.nan), 'gamma_neg=nan'),
-    (dict(clip=1.0), r'clip=1.0 .* \[0, 1\)'),
-    (dict(clip=-0.1), 'clip=-0.1'),
-    (dict(alpha=1.5), 'alpha=1.5'),
-    (dict(use_sigmoid=False), 'use_sigmoid=False'),
-    (dict(reduction='avg'), "reduction='avg'"),
-    (dict(loss_weight=math.inf), 'loss_weight=inf'),
-    (dict(class_weight=[1., -2.]), r'class_weight=\[1.0, -2.0\]'),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(gamma_pos=-1), 'gamma_pos=-1'),
+        (dict(gamma_neg=math.nan), 'gamma_neg=nan'),
+        (dict(clip=1.0), r'clip=1.0 .* \[0, 1\)'),
+        (dict(clip=-0.1), 'clip=-0.1'),
+        (dict(alpha=1.5), 'alpha=1.5'),
+        (dict(use_sigmoid=False), 'use_sigmoid=False'),
+        (dict(reduction='avg'), "reduction='avg'"),
+        (dict(loss_weight=math.inf), 'loss_weight=inf'),
+        (dict(class_weight=[1.0, -2.0]), r'class_weight=\[1.0, -2.0\]'),
+    ],
+)
 def test_bad_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         AsymmetricLoss(**kwargs)
@@ -376,24 +420,39 @@ def test_bad_arguments_are_named(kwargs, message):
 LOGITS = torch.zeros(2, 3)
 
 
-@pytest.mark.parametrize('pred, target, kwargs, error, message', [
-    (LOGITS, torch.tensor([0, 4]), {}, ValueError, r'target .* holds 4: .* \[0, 3\] \(3 is background\)'),
-    (LOGITS, torch.tensor([0, -2]), {}, ValueError, 'target .* holds -2'),
-    (LOGITS, torch.tensor([[0, 1, 2], [0, 0, 0]]), {}, ValueError, r'target .* holds 2: labels must lie in \[0, 1\]'),
-    (LOGITS, torch.full((2, 3), -0.5), {}, ValueError, 'target .* holds -0.5'),
-    (LOGITS, torch.full((2, 3), math.nan), {}, ValueError, 'target .* holds nan'),
-    (LOGITS, torch.zeros(2, 4), {}, ValueError, r'target .* \(2,\) .* \(2, 3\) .* got \(2, 4\)'),
-    (LOGITS, torch.zeros(3, dtype=torch.int64), {}, ValueError, r'got \(3,\) of torch.int64'),
-    (LOGITS, torch.zeros(2), {}, TypeError, 'must be integer, got torch.float32'),
-    (LOGITS, [0, 1], {}, ValueError, 'got list'),
-    (LOGITS.long(), torch.zeros(2, 3), {}, TypeError, r'pred .* floating-point logits, got \(2, 3\) of torch.int64'),
-    (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), {}, ValueError, r'pred .* shape \(N, C\)'),
-    (LOGITS, torch.zeros(2, 3), dict(weight=torch.zeros(3)), ValueError, r'weight .* got \(3,\)'),
-    (LOGITS, torch.zeros(2, 3), dict(weight=torch.zeros(2, requires_grad=True)), ValueError, r'weight.detach\(\)'),
-    (LOGITS, torch.zeros(2, 3, requires_grad=True), {}, ValueError, r'target.detach\(\)'),
-    (LOGITS, torch.zeros(2, 3), dict(reduction_override='sum', avg_factor=2), ValueError, 'avg_factor'),
-    (LOGITS, torch.zeros(2, 3), dict(reduction_override='max'), ValueError, "reduction_override='max'"),
-])
+@pytest.mark.parametrize(
+    'pred, target, kwargs, error, message',
+    [
+        (LOGITS, torch.tensor([0, 4]), {}, ValueError, r'target .* holds 4: .* \[0, 3\] \(3 is background\)'),
+        (LOGITS, torch.tensor([0, -2]), {}, ValueError, 'target .* holds -2'),
+        (
+            LOGITS,
+            torch.tensor([[0, 1, 2], [0, 0, 0]]),
+            {},
+            ValueError,
+            r'target .* holds 2: labels must lie in \[0, 1\]',
+        ),
+        (LOGITS, torch.full((2, 3), -0.5), {}, ValueError, 'target .* holds -0.5'),
+        (LOGITS, torch.full((2, 3), math.nan), {}, ValueError, 'target .* holds nan'),
+        (LOGITS, torch.zeros(2, 4), {}, ValueError, r'target .* \(2,\) .* \(2, 3\) .* got \(2, 4\)'),
+        (LOGITS, torch.zeros(3, dtype=torch.int64), {}, ValueError, r'got \(3,\) of torch.int64'),
+        (LOGITS, torch.zeros(2), {}, TypeError, 'must be integer, got torch.float32'),
+        (LOGITS, [0, 1], {}, ValueError, 'got list'),
+        (
+            LOGITS.long(),
+            torch.zeros(2, 3),
+            {},
+            TypeError,
+            r'pred .* floating-point logits, got \(2, 3\) of torch.int64',
+        ),
+        (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), {}, ValueError, r'pred .* shape \(N, C\)'),
+        (LOGITS, torch.zeros(2, 3), dict(weight=torch.zeros(3)), ValueError, r'weight .* got \(3,\)'),
+        (LOGITS, torch.zeros(2, 3), dict(weight=torch.zeros(2, requires_grad=True)), ValueError, r'weight.detach\(\)'),
+        (LOGITS, torch.zeros(2, 3, requires_grad=True), {}, ValueError, r'target.detach\(\)'),
+        (LOGITS, torch.zeros(2, 3), dict(reduction_override='sum', avg_factor=2), ValueError, 'avg_factor'),
+        (LOGITS, torch.zeros(2, 3), dict(reduction_override='max'), ValueError, "reduction_override='max'"),
+    ],
+)
 def test_bad_input_is_named(pred, target, kwargs, error, message):
     with pytest.raises(error, match=message):
         AsymmetricLoss()(pred, target, **kwargs)
@@ -401,7 +460,7 @@ def test_bad_input_is_named(pred, target, kwargs, error, message):
 
 def test_class_weight_of_another_length_is_named():
     with pytest.raises(ValueError, match='class_weight .* 2 entries, but pred has 3'):
-        AsymmetricLoss(class_weight=[1., 2.])(LOGITS, torch.zeros(2, 3))
+        AsymmetricLoss(class_weight=[1.0, 2.0])(LOGITS, torch.zeros(2, 3))
 
 
 def test_ignore_index_that_is_a_label_is_refused_for_labels_only():
@@ -412,11 +471,11 @@ def test_ignore_index_that_is_a_label_is_refused_for_labels_only():
 
 
 def test_values_that_go_unchecked_end_in_nan():
-    for target in (torch.tensor([0, 4]), torch.tensor([-2, 0]), torch.tensor([[2., 0, 0], [0, 0, 0]])):
+    for target in (torch.tensor([0, 4]), torch.tensor([-2, 0]), torch.tensor([[2.0, 0, 0], [0, 0, 0]])):
         assert asymmetric_loss(LOGITS, target).isnan()
 
 
-# ---------------------------------------------------------------------------------------------------- traps of detectors
+# -------------------------------------------------------------------------------------------------- traps of detectors
 
 
 def test_one_warning_when_every_negative_is_clipped():
@@ -428,23 +487,25 @@ def test_one_warning_when_every_negative_is_clipped():
     assert len(record) == 1
 
 
-@pytest.mark.parametrize('loss, logit', [(AsymmetricLoss(clip=0.0), -4.6), (AsymmetricLoss(clip=0.05), 0.0),
-                                         (AsymmetricLoss(clip=0.05).eval(), -4.6)])
+@pytest.mark.parametrize(
+    'loss, logit',
+    [(AsymmetricLoss(clip=0.0), -4.6), (AsymmetricLoss(clip=0.05), 0.0), (AsymmetricLoss(clip=0.05).eval(), -4.6)],
+)
 def test_no_warning_otherwise(loss, logit):
     logits = torch.full((6, 4), -4.6)
     logits[0, 0] = logit
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        loss(logits, torch.full((6, ), 4))
+        loss(logits, torch.full((6,), 4))
         loss(logits, torch.zeros(6, 4))
-        loss(logits, torch.full((6, 4), -1.))
+        loss(logits, torch.full((6, 4), -1.0))
         loss(logits[:0], torch.zeros(0, 4))
 
 
 def test_a_confident_positive_does_not_hide_clipped_negatives():
     logits = torch.full((2, 3), -4.6)
     logits[0, 1] = 5.0
-    for target in (torch.tensor([1, 3]), torch.tensor([[0., 1, 0], [0, 0, 0]])):
+    for target in (torch.tensor([1, 3]), torch.tensor([[0.0, 1, 0], [0, 0, 0]])):
         with pytest.warns(UserWarning, match='all 5 negatives'):
             AsymmetricLoss()(logits, target)
 
@@ -454,8 +515,11 @@ def test_head_without_use_sigmoid_is_refused_at_build(head):
     cfg = dict(type=head, num_classes=4, in_channels=32, feat_channels=32, loss_cls=dict(type='AsymmetricLoss'))
     if head in ('ATSSHead', 'RetinaHead', 'GFLHead'):
         cfg['anchor_generator'] = dict(
-            type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1, strides=[8, 16, 32, 64, 128])
-    with pytest.raises(ValueError, match=rf"loss_cls is an AsymmetricLoss.*lacks use_sigmoid=True.*type='AsymmetricLoss'"):
+            type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1, strides=[8, 16, 32, 64, 128]
+        )
+    with pytest.raises(
+        ValueError, match=r"loss_cls is an AsymmetricLoss.*lacks use_sigmoid=True.*type='AsymmetricLoss'"
+    ):
         MODELS.build(cfg)
     cfg['loss_cls']['use_sigmoid'] = True
     assert MODELS.build(cfg).cls_out_channels == 4
@@ -463,8 +527,17 @@ def test_head_without_use_sigmoid_is_refused_at_build(head):
 
 def test_config_written_for_mmpretrain_works():
     loss = MODELS.build(
-        dict(type='AsymmetricLoss', gamma_pos=0.0, gamma_neg=4.0, clip=0.05, reduction='mean', loss_weight=1.0,
-             use_sigmoid=True, eps=1e-8))
+        dict(
+            type='AsymmetricLoss',
+            gamma_pos=0.0,
+            gamma_neg=4.0,
+            clip=0.05,
+            reduction='mean',
+            loss_weight=1.0,
+            use_sigmoid=True,
+            eps=1e-8,
+        )
+    )
     logits, labels = torch.randn(4, 6), (torch.rand(4, 6) < 0.3).float()
     expected = reference(logits, labels, 0, 4, 0.05).sum() / 4
     assert loss(logits, labels, avg_factor=4).item() == pytest.approx(expected.item(), rel=1e-6)
