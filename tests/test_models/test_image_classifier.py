@@ -2,7 +2,9 @@ import copy
 
 import pytest
 import torch
+from conftest import ROOT
 from mmdet.registry import MODELS
+from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModule
 from mmengine.optim import OptimWrapper
@@ -10,7 +12,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-from asl_mmdet.models import image_classifier, multi_label_head  # noqa: F401, both register their classes
+from asl_mmdet.models import image_classifier, multi_label_head, ofa595  # noqa: F401, they register their classes
 from asl_mmdet.structures import MultiLabelDataSample
 
 NUM_CLASSES = 3
@@ -132,6 +134,17 @@ def test_backbones_of_mmdet(backbone, in_channels):
     head = dict(type='MultiLabelLinearClsHead', num_classes=4, in_channels=in_channels)
     model = classifier(backbone=backbone, head=head)
     assert model(torch.rand(2, 3, 64, 64)).shape == (2, 4)
+
+
+@pytest.mark.parametrize('name', ['tresnet-l_asl', 'resnet101_asl', 'ofa595_asl'])
+def test_models_of_the_paper(name):
+    model = Config.fromfile(ROOT / f'configs/_base_/models/{name}.py').model
+    model.backbone.init_cfg = None
+    model = MODELS.build(model).eval()
+    with torch.no_grad():
+        assert model(torch.rand(1, 3, 64, 64)).shape == (1, 80)
+    asl = model.head.loss_module
+    assert (asl.gamma_pos, asl.gamma_neg, asl.clip) == (0, 4, 0.05)
 
 
 # --------------------------------------------------------------------------------------------------------------- pixels
