@@ -104,6 +104,8 @@ def read_classes(path: str) -> Tuple[Tuple[str, ...], Tuple[str, ...]]:
     rows = [(line, cells[0].strip(), cells[-1].strip()) for line, cells in csv_rows(path)]
     if rows and rows[0][1] == 'LabelName':
         del rows[0]
+    if not rows:
+        raise AnnotationError(f'{path} describes no class')
     lines = {}
     for line, label, _ in rows:
         if not 0 < len(label.encode()) <= 16 or not label.startswith('/'):

@@ -52,7 +52,10 @@ class VOCMultiLabelDataset(MultiLabelDataset):
                 if not re.fullmatch(r'\w[\w.-]*', image) or '..' in image:
                     raise AnnotationError(f'{self.ann_file}, line {line}: {image[:80]!r} is not an image id. Files '
                                           'such as dog_trainval.txt list one class; take trainval.txt')
-                easy, hard = self._objects(image)
+                annotation = osp.join(self.data_root, 'Annotations', f'{image}.xml')
+                if not osp.isfile(annotation):
+                    raise AnnotationError(f'{self.ann_file}, line {line}: there is no {annotation}')
+                easy, hard = self._objects(annotation)
                 for name, columns in (('gt_label', easy), (difficult_list, hard - easy)):
                     if name:
                         lists[name][0].extend([len(ids)] * len(columns))
@@ -66,10 +69,8 @@ class VOCMultiLabelDataset(MultiLabelDataset):
                           {name: Ragged.from_pairs(*pairs, len(ids), len(classes)) for name, pairs in lists.items()},
                           np.array([image.encode() for image in ids], dtype='S'))
 
-    def _objects(self, image):
+    def _objects(self, path):
         """Classes of the ordinary and of the difficult objects, two sets of indices."""
-        path = osp.join(self.data_root, 'Annotations', f'{image}.xml')
-        self.require_file(path)
         with open(path, 'rb') as file:
             text = file.read()
         if b'<!DOCTYPE' in text or b'<!ENTITY' in text:

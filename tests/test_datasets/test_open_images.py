@@ -133,6 +133,7 @@ def test_spellings_of_zero_and_one(read):
     (dict(human=['ImageID,Source,LabelName,Confidence,XMin']), 'human.csv does not begin with'),
     (dict(classes=[*CLASSES, 'Person,/m/01g317']), "classes.csv, line 7: 'Person' is not a label"),
     (dict(classes=[*CLASSES, '/m/0k4j,Car']), 'classes.csv: label /m/0k4j stands in lines 6 and 7'),
+    (dict(classes=CLASSES[:1]), 'classes.csv describes no class'),
     (dict(class_file='absent.csv'), 'absent.csv does not exist'),
 ])
 def test_faulty_files_are_named(read, files, message):

@@ -80,7 +80,7 @@ def test_faulty_annotation_files_are_named(voc, text, message):
     ('000005  1\n000007 -1\n', 'trainval.txt, line 1: .000005  1. is not an image id'),
     ('000005\n../../secret\n', 'trainval.txt, line 2: .../../secret. is not an image id'),
     ('000005\n000007\n000005\n', "trainval.txt lists '000005' twice"),
-    ('000005\n000006\n', 'Annotations/000006.xml does not exist'),
+    ('000005\n000006\n', 'trainval.txt, line 2: there is no .*Annotations/000006.xml'),
     ('\n', 'no image is left'),
 ])
 def test_faulty_image_lists_are_named(voc, text, message):
