@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -116,27 +117,30 @@ def test_cache_in_another_folder_or_none(coco, tmp_path, parsed):
     assert os.listdir(tmp_path / 'caches') == ['instances_val2014.json.labels.npz'] and len(parsed) == 2
 
 
-def _start(config, count):
+def _start(config, count, together):
     read = coco_module.read_coco_json
 
     def counted(path):
         with count.get_lock():
             count.value += 1
+        time.sleep(0.3)  # long enough for all to find that there is no cache
         return read(path)
 
     coco_module.read_coco_json = counted
+    together.wait()
     assert labels(CocoMultiLabelDataset(**config)) == {42: [0, 1], 74: [0], 136: [1]}
 
 
 def test_ranks_that_start_together_parse_once(coco):
     context = multiprocessing.get_context('fork')
-    count = context.Value('i', 0)
-    ranks = [context.Process(target=_start, args=(dict(coco['config'], pipeline=[]), count)) for _ in range(6)]
+    count, together = context.Value('i', 0), context.Barrier(4)
+    config = dict(coco['config'], pipeline=[])
+    ranks = [context.Process(target=_start, args=(config, count, together)) for _ in range(4)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
         rank.join()
-    assert [rank.exitcode for rank in ranks] == [0] * 6 and count.value == 1
+    assert [rank.exitcode for rank in ranks] == [0] * 4 and count.value == 1
     assert sorted(os.listdir(coco['file'].parent)) == ['instances_val2014.json', 'instances_val2014.json.labels.npz']
 
 
