@@ -58,6 +58,7 @@ def _distribute_on_cpu(cfg: Config) -> None:
         'model_wrapper_cfg',
         dict(
             type='MMDistributedDataParallel',
+            device_ids=None,
             broadcast_buffers=False,
             find_unused_parameters=cfg.get('find_unused_parameters', False),
         ),

@@ -1,16 +1,22 @@
 """tools/ as their users run them: real processes on a small data set of shapes."""
 
 import json
+import os
 import pickle
 import re
 import socket
+import subprocess
+import sys
 import textwrap
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from conftest import ROOT, run_tool
 
+EPOCHS = 3
 CONFIG = ROOT / 'configs/fcos/fcos_tresnet-narrow_fpn_asl_shapes.py'
 BATCHES_OF_4 = [
     'train_dataloader.batch_size=4',
@@ -25,9 +31,10 @@ def on(shapes, *options):
         [f'{name}.dataset.data_root={shapes}/' for name in ('train_dataloader', 'val_dataloader', 'test_dataloader')]
         + [f'{name}.ann_file={shapes}/annotations/val.json' for name in ('val_evaluator', 'test_evaluator')]
         + [
-            'train_dataloader.dataset.pipeline.3.prob=0',
+            'train_dataloader.dataset.pipeline.3.prob=0.0',
             'randomness.seed=0',
-            'train_cfg.max_epochs=2',
+            f'train_cfg.max_epochs={EPOCHS}',
+            f'train_cfg.val_interval={EPOCHS}',
             'default_hooks.visualization.draw=False',
             *options,
         ]
@@ -52,21 +59,25 @@ def test_train_logs_losses_and_eta_and_evaluates(trained):
     assert re.search(r'Epoch\(train\) .*eta: \d+:\d\d:\d\d.*loss_cls: \d', output)
     scalars = [json.loads(line) for line in next(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()]
     assert 'coco/bbox_mAP' in scalars[-1]
-    assert (work_dir / 'last_checkpoint').read_text() == str(work_dir / 'epoch_2.pth')
+    assert (work_dir / 'last_checkpoint').read_text() == str(work_dir / 'epoch_3.pth')
 
 
-def test_resume_reaches_the_weights_of_an_uninterrupted_run(trained, shapes, tmp_path):
+def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(trained, shapes, tmp_path):
     command = ['tools/train.py', CONFIG, '--work-dir', tmp_path]
-    stopped = run_tool(*command, *on(shapes, *BATCHES_OF_4, 'train_cfg.max_epochs=1'))
-    assert stopped.returncode == 0, stopped.stdout
-    assert not (tmp_path / 'epoch_2.pth').exists()
+    last_checkpoint = tmp_path / 'last_checkpoint'
+    with subprocess.Popen([sys.executable, *map(str, command), *on(shapes, *BATCHES_OF_4)], cwd=ROOT) as process:
+        while not last_checkpoint.exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+    stopped_at = int(Path(last_checkpoint.read_text()).stem.split('_')[1])
+    assert stopped_at < EPOCHS
     resumed = run_tool(*command, '--resume', *on(shapes, *BATCHES_OF_4))
     assert resumed.returncode == 0, resumed.stdout
-    assert 'Epoch(train)  [1]' not in resumed.stdout
-    whole, after_stop, after_resume = weights(trained[0], 2), weights(tmp_path, 1), weights(tmp_path, 2)
+    assert f'Epoch(train)  [{stopped_at}]' not in resumed.stdout
+    whole, half, after_resume = weights(trained[0], EPOCHS), weights(tmp_path, stopped_at), weights(tmp_path, EPOCHS)
     for key, value in whole.items():
         assert torch.equal(after_resume[key], value), key
-    assert any(not torch.equal(after_stop[key], value) for key, value in whole.items())
+    assert any(not torch.equal(half[key], value) for key, value in whole.items())
 
 
 def test_test_evaluates_dumps_and_draws(trained, shapes, tmp_path):
@@ -74,7 +85,7 @@ def test_test_evaluates_dumps_and_draws(trained, shapes, tmp_path):
     done = run_tool(
         'tools/test.py',
         CONFIG,
-        work_dir / 'epoch_2.pth',
+        work_dir / 'epoch_3.pth',
         '--work-dir',
         tmp_path,
         '--out',
@@ -167,7 +178,6 @@ def test_slurm_starts_one_task_a_gpu(tmp_path):
     srun = tmp_path / 'srun'
     srun.write_text('#!/bin/sh\necho "$@"\n')
     srun.chmod(0o755)
-    import os
 
     done = run_tool(
         'tools/slurm_train.sh',

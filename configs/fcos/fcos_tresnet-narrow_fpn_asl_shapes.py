@@ -22,3 +22,4 @@ optim_wrapper = {{_base_.shapes.optim_wrapper}}
 param_scheduler = {{_base_.shapes.param_scheduler}}
 train_cfg = {{_base_.shapes.train_cfg}}
 default_hooks = {{_base_.shapes.default_hooks}}
+randomness = {{_base_.shapes.randomness}}
