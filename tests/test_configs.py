@@ -8,7 +8,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from conftest import ROOT
+from tests.conftest import ROOT
 
 CONFIGS = sorted(
     str(path.relative_to(ROOT / 'configs'))

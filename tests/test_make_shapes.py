@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from pycocotools.coco import COCO
 
-from conftest import run_tool
+from tests.conftest import run_tool
 
 
 def test_the_same_arguments_give_the_same_files(shapes, tmp_path):

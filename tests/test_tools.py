@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import ROOT, run_tool
+from tests.conftest import ROOT, run_tool
 
 EPOCHS = 3
 CONFIG = ROOT / 'configs/fcos/fcos_tresnet-narrow_fpn_asl_shapes.py'
