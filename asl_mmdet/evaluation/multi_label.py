@@ -171,15 +171,15 @@ def rank_positives(scores: Scores, targets: Targets, micro: bool = False) -> Ran
     true_positives, predicted = np.zeros((2, len(score)), dtype=np.int64)
     if micro:
         score.sort()
-        for known in _sorted_scores(blocks, labels, together=True):
-            predicted += len(known) - np.searchsorted(known, score)
+        for ascending in _sorted_scores(blocks, labels, together=True):
+            predicted += len(ascending) - np.searchsorted(ascending, score)
         true_positives += len(score) - np.searchsorted(score, score)
         return Ranking(1, np.zeros_like(predicted), score, true_positives, predicted)
     starts = labels.starts(labels.positive)
-    for i, known in enumerate(_sorted_scores(blocks, labels, together=False)):
+    for i, ascending in enumerate(_sorted_scores(blocks, labels, together=False)):
         members = slice(starts[i], starts[i + 1])
         score[members].sort()
-        predicted[members] = len(known) - np.searchsorted(known, score[members])
+        predicted[members] = len(ascending) - np.searchsorted(ascending, score[members])
         true_positives[members] = len(score[members]) - np.searchsorted(score[members], score[members])
     return Ranking(labels.num_classes, labels.positive // labels.num_images, score, true_positives, predicted)
 
@@ -427,7 +427,10 @@ def _scores_at(blocks: Sequence[np.ndarray], keys: np.ndarray, num_images: int) 
 
 
 def _sorted_scores(blocks: Sequence[np.ndarray], labels: SparseLabels, together: bool) -> Iterator[np.ndarray]:
-    """Known scores in ascending order, of one class after the other, or of as many together as memory allows."""
+    """Scores in ascending order, of one class after the other, or of as many together as memory allows.
+
+    What is unknown is left out, or is -inf.
+    """
     complete = ~labels.partial
     position = complete.cumsum() - 1
     unknown_starts, known_starts = labels.starts(labels.unknown), labels.starts(labels.known)
@@ -444,11 +447,10 @@ def _sorted_scores(blocks: Sequence[np.ndarray], labels: SparseLabels, together:
             values[:, end:end + len(rows)] = rows.T
             end += len(rows)
         label, image = np.divmod(labels.unknown[unknown_starts[first]:unknown_starts[last]], labels.num_images)
-        # What is unknown sorts below all scores, and is cut off there.
         values[label - first, position[image]] = -np.inf
         for start, stop in [(first, last)] if together else [(i, i + 1) for i in range(first, last)]:
             group = values[start - first:stop - first].reshape(-1)
             if known.size:
                 group = np.concatenate((group, known[known_starts[start]:known_starts[stop]]))
             group.sort()
-            yield group[unknown_starts[stop] - unknown_starts[start]:]
+            yield group

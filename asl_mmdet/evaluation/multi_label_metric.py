@@ -220,9 +220,8 @@ class MultiLabelMetric(BaseMetric):
                     raise ValueError(f'pred_score of {_image(sample)} has the shape {tuple(score.shape)}, but its data '
                                      f'set has {num_classes} classes; set model.head.num_classes={num_classes}')
         scores = torch.stack([sample['pred_score'].detach() for sample in data_samples]).to('cpu', torch.float32)
-        lowest, highest = scores.aminmax()
         # A softmax may exceed 1 by its rounding error. NaN is in no range.
-        if not (lowest >= 0 and highest <= 1.001):
+        if not (scores.numpy().min() >= 0 and scores.numpy().max() <= 1.001):
             row, column = (~((scores >= 0) & (scores <= 1.001))).nonzero()[0].tolist()
             raise ValueError(f'pred_score of {_image(data_samples[row])} holds {scores[row, column].item()} for class '
                              f'{column}, but probabilities lie in [0, 1]; NaN tells of a diverged model, other values '
@@ -240,13 +239,14 @@ class MultiLabelMetric(BaseMetric):
                                  'macro_F1 out of items for multi-label data')
         labels, lengths = {}, {}
         for name in GROUND_TRUTH:
-            listed = [torch.empty(0, dtype=torch.int64) if sample.get(name) is None else sample[name].cpu()
-                      for sample in data_samples]
-            lengths[name] = np.array([len(classes) for classes in listed], dtype=np.int32)
-            joined = torch.cat(listed)
+            listed = [sample.get(name) for sample in data_samples]
+            lengths[name] = np.array([0 if classes is None else classes.numel() for classes in listed], dtype=np.int32)
+            listed = [classes for classes, length in zip(listed, lengths[name]) if length]
+            joined = torch.cat(listed).cpu() if listed else torch.empty(0, dtype=torch.int32)
             if not _are_classes(joined, num_classes):
-                sample = next(s for s, classes in zip(data_samples, listed) if not _are_classes(classes, num_classes))
-                raise ValueError(f'{name} of {_image(sample)} is {sample[name]}, but must list class indices from 0 to '
+                index = next(i for i, classes in enumerate(listed) if not _are_classes(classes, num_classes))
+                sample = data_samples[lengths[name].nonzero()[0][index]]
+                raise ValueError(f'{name} of {_image(sample)} is {listed[index]}, but must list class indices from 0 to '
                                  f'{num_classes - 1}')
             labels[name] = joined.to(torch.int32).numpy()
         return labels, lengths
@@ -268,10 +268,8 @@ def _without_padding(shards: Sequence[Tuple[int, List[_Batch]]]) -> List[_Batch]
     for rank, (_, batches) in enumerate(shards):
         left = -((rank - size) // len(shards))
         for batch in batches:
-            batch = batch.head(max(left, 0)) if padded and len(batch) > left else batch
+            kept.append(batch.head(max(left, 0)) if padded and len(batch) > left else batch)
             left -= len(batch)
-            if len(batch):
-                kept.append(batch)
     return kept
 
 

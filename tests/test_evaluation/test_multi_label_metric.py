@@ -141,12 +141,15 @@ def test_batches_make_no_difference_and_results_are_cleared():
     expected = evaluate(samples, batch_sizes=(11, ), size=11, **EVERYTHING)
     assert evaluate(samples, batch_sizes=(1, 4, 2), size=11, **EVERYTHING) == expected
     metric = MultiLabelMetric(**EVERYTHING)
+    metric.process(None, [sample([.5] * 5, []).to_dict()])
+    with pytest.raises(ValueError):
+        metric.evaluate(1)
     for _ in range(2):
         metric.process(None, [s.to_dict() for s in samples])
         assert metric.evaluate(11) == expected
     # What the sampler repeats at the end is dropped.
-    assert evaluate(samples + samples[:3], size=11, **EVERYTHING) == expected
-    assert evaluate(samples + samples[:3], size=14, **EVERYTHING) != expected
+    assert evaluate(samples + samples[:3], batch_sizes=(5, ), size=11, **EVERYTHING) == expected
+    assert evaluate(samples + samples[:3], batch_sizes=(5, ), size=14, **EVERYTHING) != expected
 
 
 # ------------------------------------------------------------------------------------------------------------ processes
@@ -161,6 +164,8 @@ def rank_of_two(rank, folder):
         samples = random_samples(size)
         mine = [samples[i % size] for i in range(rank, size + (size % 2 if padded else 0), 2)]
         results.append(evaluate(mine, (3, 1) if rank else (2, ), size, collect_device=collect_device, **EVERYTHING))
+    # Shares that are not every second image.
+    results.append(evaluate(random_samples(7)[5:] if rank else random_samples(7)[:5], size=7, **EVERYTHING))
     with open(f'{folder}/{rank}.pkl', 'wb') as f:
         pickle.dump(results, f)
 
@@ -169,6 +174,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
     # A fork inherits what is imported, which takes seconds.
     mp.start_processes(rank_of_two, (str(tmp_path), ), nprocs=2, start_method='fork')
     expected = [evaluate(random_samples(size), size=size, **EVERYTHING) for size in (1, 2, 7, 8) for _ in range(4)]
+    expected.append(evaluate(random_samples(7), size=7, **EVERYTHING))
     for rank in (0, 1):
         assert pickle.loads((tmp_path / f'{rank}.pkl').read_bytes()) == expected
     repeated = random_samples(7) + random_samples(7)[:1]
