@@ -1,4 +1,5 @@
 """tools/setup_env.py: what it refuses, what it caches, what survives a kill. No network, nothing is installed."""
+import hashlib
 import importlib.util
 import os
 import re
@@ -195,18 +196,21 @@ def test_bad_wheel_in_the_cache_is_replaced(tmp_path, capsys):
     assert f'{bad} has no compiled ops (no mmcv/_ext*.so inside): removed' in capsys.readouterr().out
 
 
-def test_what_a_killed_build_left_is_removed_and_other_builds_are_not(tmp_path):
-    dead = tmp_path / 'wheels' / f'.building-{KEY}-abc'
-    other = tmp_path / 'wheels/.building-mmcv-2.1.0-torch-2.13.0+cpu-abc'
-    for folder in (dead, other):
+def test_what_killed_builds_left_is_removed_and_a_living_one_is_not(tmp_path):
+    other_key = 'mmcv-2.1.0-torch-2.13.0+cpu-cpython-311-x86_64-linux-gnu-linux-x86_64'
+    dead, other, alive = [tmp_path / 'wheels' / f'.building-{key}-abc_12' for key in (KEY, other_key, KEY + '-sm90')]
+    for folder in (dead, other, alive):
         (folder / 'scratch').mkdir(parents=True)
 
     def build(working, log):
-        assert not dead.exists() and other.exists()
+        assert not dead.exists() and not other.exists() and alive.exists()
         return make_wheel(Path(working) / 'a.whl')
 
-    setup_env.wheel_with_ops(KEY, str(tmp_path), build)
-    assert sorted(os.listdir(tmp_path / 'wheels')) == sorted([other.name, KEY])
+    with setup_env.only_one(other_key, str(tmp_path), 'a build that ends here'):
+        pass
+    with setup_env.only_one(KEY + '-sm90', str(tmp_path), 'a build for a GPU'):
+        setup_env.wheel_with_ops(KEY, str(tmp_path), build)
+    assert sorted(os.listdir(tmp_path / 'wheels')) == sorted([alive.name, KEY])
 
 
 @pytest.mark.parametrize('fault', [KeyboardInterrupt, setup_env.SetupError])
@@ -320,6 +324,20 @@ def test_interrupted_run_returns_only_when_the_command_has_ended(tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         setup_env.run([sys.executable, '-c', LIKE_NINJA], 'a step', str(tmp_path / 'log'), progress=interrupt, beat=0.1)
     assert not any(map(is_running, started(tmp_path)))
+
+
+@pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_ended_from_outside_it_ends_like_after_ctrl_c(sent, tmp_path):
+    env = str(tmp_path / 'env')
+    name = 'environment-' + hashlib.sha256(env.encode()).hexdigest()[:16]
+    with setup_env.only_one(name, str(tmp_path), env):
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / 'tools/setup_env.py'), '--env', env], stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, env=dict(os.environ, ASL_MMDET_CACHE=str(tmp_path)))
+        assert process.stdout.readline().decode() == f'waiting for another process that is at work on {env}\n'
+        process.send_signal(sent)
+        complaint = process.communicate(timeout=20)[1].decode()
+    assert (process.returncode, complaint) == (130, 'setup_env: interrupted; the same command goes on from here\n')
 
 
 def is_running(pid):

@@ -13,6 +13,7 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -155,6 +156,19 @@ def only_one(name, cache, what):
         yield
 
 
+def is_taken(name, cache):
+    """Whether somebody holds the lock of that name."""
+    import fcntl
+    try:
+        with open(os.path.join(cache, 'locks', name + '.lock')) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What the machine has
 
@@ -293,21 +307,22 @@ def wheel_with_ops(key, cache, build):
     """The cached wheel for `key`, made by `build(working_folder, log)` where there is none yet.
 
     Only a wheel that holds compiled ops is published, in one step, from a working folder beside it. A build that was
-    killed leaves its working folder behind; the next one removes it.
+    killed with -9 leaves its working folder behind; the next build, of whatever key, removes it.
     """
     folder = os.path.join(cache, 'wheels', key)
     with only_one(key, cache, key):
         wheel = cached_wheel(folder)
         if wheel:
             return wheel
-        prefix = f'.building-{key}-'
-        for left_over in glob.glob(glob.escape(os.path.join(cache, 'wheels', prefix)) + '*'):
-            shutil.rmtree(left_over)
+        for left_over in glob.glob(os.path.join(glob.escape(cache), 'wheels', '.building-*')):
+            its_key = re.match(r'\.building-(.*)-', os.path.basename(left_over)).group(1)
+            if its_key == key or not is_taken(its_key, cache):
+                shutil.rmtree(left_over)
         os.makedirs(os.path.join(cache, 'logs'), exist_ok=True)
         os.makedirs(folder, exist_ok=True)
         log = os.path.join(cache, 'logs', key + '.log')
         open(log, 'w').close()
-        working = tempfile.mkdtemp(prefix=prefix, dir=os.path.join(cache, 'wheels'))
+        working = tempfile.mkdtemp(prefix=f'.building-{key}-', dir=os.path.join(cache, 'wheels'))
         try:
             built = build(working, log)
             fault = wheel_fault(built)
@@ -629,5 +644,12 @@ def main(arguments=None):
         return 130
 
 
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 if __name__ == '__main__':
+    # A CI that runs out of time, a closed terminal: cleaned up after like Ctrl-C.
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGHUP, interrupt)
     sys.exit(main())
