@@ -5,12 +5,13 @@ VENV ?= $(if $(filter onedl,$(STACK)),.venv,.venv-$(STACK))
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test test-slow lint clean
 
 help:
 	@echo 'make install   the environment: torch, mmcv with its compiled ops, mmdet, the plugin'
 	@echo 'make demo      install, then a small data set, a training run, its evaluation and pictures'
 	@echo 'make test      install, then the test suite; one part of it: make test ARGS="-k loss"'
+	@echo 'make test-slow the tests that take minutes each, the demo among them'
 	@echo 'make lint      ruff, where it is installed'
 	@echo 'make clean     remove .venv, .venv-openmmlab and work_dirs; the compiled ops stay in the cache'
 	@echo
@@ -29,6 +30,9 @@ demo: install
 
 test: install
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+test-slow: install
+	$(VENV)/bin/python -m pytest -m slow $(ARGS)
 
 lint:
 	@command -v ruff >/dev/null || { echo 'ruff is missing: install it with pip install ruff' >&2; exit 1; }

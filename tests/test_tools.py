@@ -46,6 +46,10 @@ def weights(work_dir, epoch):
     return torch.load(work_dir / f'epoch_{epoch}.pth', weights_only=False)['state_dict']
 
 
+def final_scalars(work_dir):
+    return json.loads(next(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()[-1])
+
+
 @pytest.fixture(scope='module')
 def trained(shapes, tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('trained')
@@ -57,8 +61,7 @@ def trained(shapes, tmp_path_factory):
 def test_train_logs_losses_and_eta_and_evaluates(trained):
     work_dir, output = trained
     assert re.search(r'Epoch\(train\) .*eta: \d+:\d\d:\d\d.*loss_cls: \d', output)
-    scalars = [json.loads(line) for line in next(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()]
-    assert 'coco/bbox_mAP' in scalars[-1]
+    assert 'coco/bbox_mAP' in final_scalars(work_dir)
     assert (work_dir / 'last_checkpoint').read_text() == str(work_dir / 'epoch_3.pth')
 
 
@@ -96,16 +99,30 @@ def test_test_evaluates_dumps_and_draws(trained, shapes, tmp_path):
     )
     assert done.returncode == 0, done.stdout
     result = json.loads(next(tmp_path.glob('*/*.json')).read_text())
-    scalars = [json.loads(line) for line in next(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()]
-    assert result['coco/bbox_mAP'] == pytest.approx(scalars[-1]['coco/bbox_mAP'], abs=1e-6)
+    assert result['coco/bbox_mAP'] == pytest.approx(final_scalars(work_dir)['coco/bbox_mAP'], abs=1e-6)
     assert len(pickle.loads((tmp_path / 'out.pkl').read_bytes())) == 6
     assert len(list(tmp_path.glob('*/drawn/*.png'))) == 6
 
 
-def test_two_processes_equal_one_with_the_whole_batch(shapes, tmp_path):
+def free_port():
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
+        return str(probe.getsockname()[1])
+
+
+def test_two_processes_evaluate_like_one(trained, shapes, tmp_path):
+    work_dir, _ = trained
+    done = run_tool(
+        *('tools/dist_test.sh', CONFIG, work_dir / f'epoch_{EPOCHS}.pth', 2, '--work-dir', tmp_path),
+        *on(shapes, 'test_dataloader.batch_size=1'),
+        env=dict(PORT=free_port(), OMP_NUM_THREADS='1'),
+    )
+    assert done.returncode == 0, done.stdout
+    result = json.loads(next(tmp_path.glob('*/*.json')).read_text())
+    assert result['coco/bbox_mAP'] == pytest.approx(final_scalars(work_dir)['coco/bbox_mAP'], abs=1e-6)
+
+
+def test_two_processes_equal_one_with_the_whole_batch(shapes, tmp_path):
     common = [
         'model.backbone.norm_eval=True',
         'train_cfg.max_epochs=1',
@@ -119,7 +136,7 @@ def test_two_processes_equal_one_with_the_whole_batch(shapes, tmp_path):
         '--work-dir',
         tmp_path / 'two',
         *on(shapes, *common, 'train_dataloader.batch_size=2'),
-        env=dict(PORT=str(port), OMP_NUM_THREADS='1'),
+        env=dict(PORT=free_port(), OMP_NUM_THREADS='1'),
     )
     assert two.returncode == 0, two.stdout
     assert '2 processes on the CPU, backend gloo' in two.stdout
