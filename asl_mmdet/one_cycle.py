@@ -1,4 +1,5 @@
 """The 1-cycle policy of appendix B, in a form that auto_scale_lr and lr_mult reach."""
+
 from mmdet.registry import PARAM_SCHEDULERS
 from mmengine.optim import OneCycleLR
 
@@ -16,8 +17,10 @@ class ScalableOneCycleLR(OneCycleLR):
 
     def __init__(self, optimizer, *args, **kwargs) -> None:
         if 'eta_max' in kwargs:
-            raise ValueError(f'eta_max={kwargs["eta_max"]} of ScalableOneCycleLR: the maximum is the lr of the '
-                             'optimizer; set optim_wrapper.optimizer.lr')
+            raise ValueError(
+                f'eta_max={kwargs["eta_max"]} of ScalableOneCycleLR: the maximum is the lr of the '
+                'optimizer; set optim_wrapper.optimizer.lr'
+            )
         super().__init__(optimizer, *args, eta_max=[group['lr'] for group in optimizer.param_groups], **kwargs)
 
     def state_dict(self) -> dict:

@@ -1,5 +1,6 @@
 """What one image of a multi-label data set carries from the pipeline to head, metric and visualizer."""
-from typing import List, Optional, Sequence, Tuple
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -31,14 +32,20 @@ class MultiLabelDataSample(BaseDataElement):
         one, each copy waiting for the GPU; :func:`dense_targets` sends a batch of them at once.
         """
         moved = self.new()
-        moved.set_data({name: value.to(*args, **kwargs) for name, value in self.items()
-                        if name not in GROUND_TRUTH and hasattr(value, 'to')})
+        moved.set_data(
+            {
+                name: value.to(*args, **kwargs)
+                for name, value in self.items()
+                if name not in GROUND_TRUTH and hasattr(value, 'to')
+            }
+        )
         return moved
 
 
 @torch.compiler.disable
-def dense_targets(data_samples: Sequence[MultiLabelDataSample], num_classes: int,
-                  device: Optional[torch.device] = None) -> Tuple[Tensor, Optional[Tensor]]:
+def dense_targets(
+    data_samples: Sequence[MultiLabelDataSample], num_classes: int, device: torch.device | None = None
+) -> tuple[Tensor, Tensor | None]:
     """What a batch says about every class.
 
     Where the lists of a sample overlap, positive wins over unknown, and unknown over negative. The result is written on
@@ -87,8 +94,9 @@ def dense_targets(data_samples: Sequence[MultiLabelDataSample], num_classes: int
 
 
 @torch.compiler.disable
-def index_targets(data_samples: Sequence[MultiLabelDataSample], num_classes: int,
-                  device: Optional[torch.device] = None) -> Tensor:
+def index_targets(
+    data_samples: Sequence[MultiLabelDataSample], num_classes: int, device: torch.device | None = None
+) -> Tensor:
     """(N,) int64: the one class of each image, for losses over classes that exclude each other.
 
     Indices that lie on a GPU are not read back to be checked.
@@ -101,8 +109,10 @@ def index_targets(data_samples: Sequence[MultiLabelDataSample], num_classes: int
     labels = [sample.get('gt_label', torch.empty(0, dtype=torch.int64)) for sample in data_samples]
     for sample, label in zip(data_samples, labels):
         if len(label) != 1:
-            raise ValueError(f'gt_label of {_image(sample)} holds {len(label)} classes, but the loss is a softmax over '
-                             'classes of which each image has one; use AsymmetricLoss for multi-label data')
+            raise ValueError(
+                f'gt_label of {_image(sample)} holds {len(label)} classes, but the loss is a softmax over '
+                'classes of which each image has one; use AsymmetricLoss for multi-label data'
+            )
     target = _concatenate('gt_label', labels)
     if target.device.type == 'cpu':
         _check_range('gt_label', target, range(len(labels)), data_samples, num_classes)
@@ -112,30 +122,36 @@ def index_targets(data_samples: Sequence[MultiLabelDataSample], num_classes: int
 def _check_samples(data_samples: Sequence[MultiLabelDataSample], num_classes: int) -> None:
     for sample in data_samples:
         if sample.get('num_classes', num_classes) != num_classes:
-            raise ValueError(f'the data set of {_image(sample)} has {sample.num_classes} classes, but the head has '
-                             f'num_classes={num_classes}; set model.head.num_classes={sample.num_classes}')
+            raise ValueError(
+                f'the data set of {_image(sample)} has {sample.num_classes} classes, but the head has '
+                f'num_classes={num_classes}; set model.head.num_classes={sample.num_classes}'
+            )
         if all(sample.get(name) is None for name in GROUND_TRUTH):
-            raise ValueError(f'{_image(sample)} has no ground truth: none of {", ".join(GROUND_TRUTH)} is set. An '
-                             'image without any positive class has an empty gt_label')
+            raise ValueError(
+                f'{_image(sample)} has no ground truth: none of {", ".join(GROUND_TRUTH)} is set. An '
+                'image without any positive class has an empty gt_label'
+            )
         weight = sample.get('untagged_weight', 1.0)
         if not 0 <= weight <= 1:
             raise ValueError(f'untagged_weight={weight} of {_image(sample)} must lie in [0, 1]')
 
 
-def _concatenate(name: str, columns: List[Tensor]) -> Tensor:
+def _concatenate(name: str, columns: list[Tensor]) -> Tensor:
     indices = torch.cat(columns)
     if indices.is_floating_point() or indices.dtype == torch.bool:
         raise TypeError(f'{name} holds {indices.dtype}, but lists class indices: give it the dtype torch.int64')
     return indices.long()
 
 
-def _check_range(name: str, columns: Tensor, rows: Sequence[int], data_samples: Sequence[MultiLabelDataSample],
-                 num_classes: int) -> None:
+def _check_range(
+    name: str, columns: Tensor, rows: Sequence[int], data_samples: Sequence[MultiLabelDataSample], num_classes: int
+) -> None:
     wrong = ((columns < 0) | (columns >= num_classes)).nonzero()
     if len(wrong):
         sample, column = data_samples[rows[wrong[0]]], columns[wrong[0]].item()
-        raise ValueError(f'{name} of {_image(sample)} holds class {column}, but classes are numbered from 0 to '
-                         f'{num_classes - 1}')
+        raise ValueError(
+            f'{name} of {_image(sample)} holds class {column}, but classes are numbered from 0 to {num_classes - 1}'
+        )
 
 
 def _send(tensor: Tensor, device: torch.device) -> Tensor:

@@ -3,7 +3,6 @@ import math
 
 import pytest
 import torch
-from conftest import ROOT
 from mmdet.registry import PARAM_SCHEDULERS
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
@@ -12,6 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 import asl_mmdet.one_cycle  # noqa: F401, registers ScalableOneCycleLR
+from tests.conftest import ROOT
 
 SCHEDULES = ROOT / 'configs/_base_/schedules'
 
@@ -26,16 +26,20 @@ def trajectory(schedulers, optimizer, steps):
     return torch.tensor(values, dtype=torch.float64)  # (steps, groups, 2)
 
 
-@pytest.mark.parametrize('name, peak, cycle, epochs', [('asl_onecycle_60e', 2e-4, 60, 60),
-                                                       ('asl_public_script_40e', 1e-4, 80, 40)])
+@pytest.mark.parametrize(
+    'name, peak, cycle, epochs', [('asl_onecycle_60e', 2e-4, 60, 60), ('asl_public_script_40e', 1e-4, 80, 40)]
+)
 def test_schedules_are_torch_one_cycle_of_learning_rate_and_beta(name, peak, cycle, epochs):
     cfg = Config.fromfile(SCHEDULES / f'{name}.py')
     assert cfg.train_cfg.max_epochs == epochs
     per_epoch = 20
-    optimizer = torch.optim.Adam(nn.Linear(1, 1).parameters(), cfg.optim_wrapper.optimizer.lr,
-                                 cfg.optim_wrapper.optimizer.betas)
-    schedulers = [PARAM_SCHEDULERS.build(dict(scheduler, optimizer=optimizer, epoch_length=per_epoch))
-                  for scheduler in cfg.param_scheduler]
+    optimizer = torch.optim.Adam(
+        nn.Linear(1, 1).parameters(), cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.optimizer.betas
+    )
+    schedulers = [
+        PARAM_SCHEDULERS.build(dict(scheduler, optimizer=optimizer, epoch_length=per_epoch))
+        for scheduler in cfg.param_scheduler
+    ]
     ours = trajectory(schedulers, optimizer, epochs * per_epoch)
     optimizer = torch.optim.Adam(nn.Linear(1, 1).parameters(), peak)
     torchs = trajectory([OneCycleLR(optimizer, peak, cycle * per_epoch, pct_start=0.2)], optimizer, epochs * per_epoch)
@@ -46,8 +50,9 @@ def test_schedules_are_torch_one_cycle_of_learning_rate_and_beta(name, peak, cyc
     assert ours[..., 1].min().item() == pytest.approx(0.85, abs=1e-4)
 
 
-@pytest.mark.parametrize('name, optimizer, decay', [('asl_onecycle_60e', 'AdamW', 1e-4),
-                                                    ('asl_public_script_40e', 'Adam', 1e-4 / 128)])
+@pytest.mark.parametrize(
+    'name, optimizer, decay', [('asl_onecycle_60e', 'AdamW', 1e-4), ('asl_public_script_40e', 'Adam', 1e-4 / 128)]
+)
 def test_nothing_of_one_dimension_decays(name, optimizer, decay):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     cfg = Config.fromfile(SCHEDULES / f'{name}.py').optim_wrapper
@@ -71,7 +76,6 @@ def test_auto_scale_lr_scales_the_cycle(tmp_path):
     from mmengine.model import BaseModel
 
     class Weight(BaseModel):
-
         def __init__(self):
             super().__init__()
             self.weight = nn.Parameter(torch.zeros(1))
@@ -82,16 +86,27 @@ def test_auto_scale_lr_scales_the_cycle(tmp_path):
     def largest_rate(name, **kwargs):
         rates = []
         runner = Runner(
-            Weight(), work_dir=str(tmp_path / name), experiment_name=f'{tmp_path.name}-{name}', default_scope='mmdet',
-            log_level='WARNING', train_cfg=dict(by_epoch=True, max_epochs=5),
-            train_dataloader=dict(batch_size=8, num_workers=0, dataset=[dict(inputs=torch.zeros(1))] * 80,
-                                  sampler=dict(type='DefaultSampler', shuffle=False)),
+            Weight(),
+            work_dir=str(tmp_path / name),
+            experiment_name=f'{tmp_path.name}-{name}',
+            default_scope='mmdet',
+            log_level='WARNING',
+            train_cfg=dict(by_epoch=True, max_epochs=5),
+            train_dataloader=dict(
+                batch_size=8,
+                num_workers=0,
+                dataset=[dict(inputs=torch.zeros(1))] * 80,
+                sampler=dict(type='DefaultSampler', shuffle=False),
+            ),
             optim_wrapper=dict(optimizer=dict(type='Adam', lr=0.4)),
             param_scheduler=dict(type='ScalableOneCycleLR', total_steps=5, by_epoch=True, convert_to_iter_based=True),
-            **kwargs)
+            **kwargs,
+        )
         step = runner.model.train_step
-        runner.model.train_step = lambda *args, **kw: (rates.append(runner.optim_wrapper.get_lr()['lr'][0]),
-                                                       step(*args, **kw))[1]
+        runner.model.train_step = lambda *args, **kw: (
+            rates.append(runner.optim_wrapper.get_lr()['lr'][0]),
+            step(*args, **kw),
+        )[1]
         runner.train()
         assert len(rates) == 50
         return max(rates)
@@ -105,7 +120,8 @@ def test_a_checkpoint_of_it_loads_without_running_code():
     def scheduler():
         optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], 0.1)
         return optimizer, PARAM_SCHEDULERS.build(
-            dict(type='ScalableOneCycleLR', optimizer=optimizer, total_steps=20, by_epoch=False))
+            dict(type='ScalableOneCycleLR', optimizer=optimizer, total_steps=20, by_epoch=False)
+        )
 
     optimizer, straight = scheduler()
     expected = trajectory([straight], optimizer, 20)[:, 0, 0]

@@ -10,7 +10,8 @@ from asl_mmdet.structures import MultiLabelDataSample, dense_targets, index_targ
 def sample(label=None, negative=None, unknown=None, **metainfo):
     fields = dict(gt_label=label, gt_negative=negative, gt_unknown=unknown)
     return MultiLabelDataSample(
-        metainfo=metainfo, **{k: torch.tensor(v, dtype=torch.int64) for k, v in fields.items() if v is not None})
+        metainfo=metainfo, **{k: torch.tensor(v, dtype=torch.int64) for k, v in fields.items() if v is not None}
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- dense
@@ -30,8 +31,11 @@ def test_untagged_classes_are_unknown_at_weight_0():
 
 
 def test_untagged_classes_weigh_less_and_tagged_ones_1():
-    samples = [sample([2], negative=[0], unknown=[4], untagged_weight=0.25), sample([1], untagged_weight=0),
-               sample([0])]
+    samples = [
+        sample([2], negative=[0], unknown=[4], untagged_weight=0.25),
+        sample([1], untagged_weight=0),
+        sample([0]),
+    ]
     targets, weights = dense_targets(samples, 5)
     assert targets.tolist() == [[0, 0, 1, 0, -1], [-1, 1, -1, -1, -1], [1, 0, 0, 0, 0]]
     assert weights.tolist() == [[1, 0.25, 1, 0.25, 1], [1] * 5, [1] * 5]
@@ -52,16 +56,19 @@ def test_int32_indices():
     assert targets.tolist() == [[0, 1]]
 
 
-@pytest.mark.parametrize('samples, message', [
-    ([sample([0]), sample([1, 3], img_path='b.jpg')], r'gt_label of b.jpg holds class 3, .* from 0 to 2'),
-    ([sample([-1], img_path='a.jpg')], r'gt_label of a.jpg holds class -1'),
-    ([sample([0], negative=[7])], r'gt_negative of a sample holds class 7'),
-    ([sample([0], unknown=[9])], r'gt_unknown .* class 9'),
-    ([sample([0], num_classes=80, img_path='a.jpg')], 'a.jpg has 80 classes.*num_classes=3.*num_classes=80'),
-    ([sample(img_path='a.jpg')], 'a.jpg has no ground truth'),
-    ([sample([0], untagged_weight=1.5)], r'untagged_weight=1.5 .* \[0, 1\]'),
-    ([sample([0], untagged_weight=float('nan'))], 'untagged_weight=nan'),
-])
+@pytest.mark.parametrize(
+    'samples, message',
+    [
+        ([sample([0]), sample([1, 3], img_path='b.jpg')], r'gt_label of b.jpg holds class 3, .* from 0 to 2'),
+        ([sample([-1], img_path='a.jpg')], r'gt_label of a.jpg holds class -1'),
+        ([sample([0], negative=[7])], r'gt_negative of a sample holds class 7'),
+        ([sample([0], unknown=[9])], r'gt_unknown .* class 9'),
+        ([sample([0], num_classes=80, img_path='a.jpg')], 'a.jpg has 80 classes.*num_classes=3.*num_classes=80'),
+        ([sample(img_path='a.jpg')], 'a.jpg has no ground truth'),
+        ([sample([0], untagged_weight=1.5)], r'untagged_weight=1.5 .* \[0, 1\]'),
+        ([sample([0], untagged_weight=float('nan'))], 'untagged_weight=nan'),
+    ],
+)
 def test_bad_samples_are_named(samples, message):
     with pytest.raises(ValueError, match=message):
         dense_targets(samples, 3)
@@ -76,9 +83,13 @@ def test_a_dense_vector_is_refused(targets_of, dtype):
 
 def test_nothing_is_read_back_from_the_device():
     # Reading a value of a meta tensor, or an operation whose shape depends on values, raises.
-    on_device = [MultiLabelDataSample(
-        metainfo=dict(untagged_weight=0.5), gt_label=torch.ones(2, dtype=torch.int64, device='meta'),
-        gt_unknown=torch.ones(1, dtype=torch.int64, device='meta'))]
+    on_device = [
+        MultiLabelDataSample(
+            metainfo=dict(untagged_weight=0.5),
+            gt_label=torch.ones(2, dtype=torch.int64, device='meta'),
+            gt_unknown=torch.ones(1, dtype=torch.int64, device='meta'),
+        )
+    ]
     for samples in (on_device, [sample([1], negative=[2], untagged_weight=0.5)]):
         targets, weights = dense_targets(samples, 3, torch.device('meta'))
         assert targets.shape == weights.shape == (1, 3) and targets.device.type == 'meta'
@@ -116,13 +127,16 @@ def test_the_one_class_of_each_image():
     assert target.tolist() == [4, 0] and target.dtype == torch.int64
 
 
-@pytest.mark.parametrize('wrong, message', [
-    (sample([1, 2], img_path='a.jpg'), 'gt_label of a.jpg holds 2 classes.*AsymmetricLoss'),
-    (sample([], img_path='a.jpg'), 'gt_label of a.jpg holds 0 classes'),
-    (sample(negative=[1], img_path='a.jpg'), 'gt_label of a.jpg holds 0 classes'),
-    (sample([5], img_path='a.jpg'), 'gt_label of a.jpg holds class 5'),
-    (sample([0], num_classes=6), 'has 6 classes'),
-])
+@pytest.mark.parametrize(
+    'wrong, message',
+    [
+        (sample([1, 2], img_path='a.jpg'), 'gt_label of a.jpg holds 2 classes.*AsymmetricLoss'),
+        (sample([], img_path='a.jpg'), 'gt_label of a.jpg holds 0 classes'),
+        (sample(negative=[1], img_path='a.jpg'), 'gt_label of a.jpg holds 0 classes'),
+        (sample([5], img_path='a.jpg'), 'gt_label of a.jpg holds class 5'),
+        (sample([0], num_classes=6), 'has 6 classes'),
+    ],
+)
 def test_images_without_one_class_are_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         index_targets([sample([0]), wrong], 5)

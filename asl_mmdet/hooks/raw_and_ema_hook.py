@@ -1,5 +1,4 @@
 """Both raw and averaged weights are evaluated, and the better counts, as in the authors' training script."""
-from typing import Dict, Optional
 
 import torch
 from mmdet.registry import HOOKS
@@ -36,12 +35,14 @@ class RawAndEMAHook(EMAHook):
     # Before RuntimeInfoHook, which takes the metrics to the log.
     priority = 'HIGHEST'
 
-    def __init__(self,
-                 metric: Optional[str] = None,
-                 rule: str = 'greater',
-                 momentum: float = 0.0003,
-                 update_buffers: bool = True,
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        metric: str | None = None,
+        rule: str = 'greater',
+        momentum: float = 0.0003,
+        update_buffers: bool = True,
+        **kwargs,
+    ) -> None:
         super().__init__(momentum=momentum, update_buffers=update_buffers, **kwargs)
         if rule not in ('greater', 'less'):
             raise ValueError(f"rule={rule!r} of RawAndEMAHook must be 'greater' or 'less'")
@@ -53,7 +54,7 @@ class RawAndEMAHook(EMAHook):
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         self.raw_is_best = False
 
-    def after_val_epoch(self, runner, metrics: Optional[Dict[str, float]] = None) -> None:
+    def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
         super().after_val_epoch(runner, metrics)
         if not metrics:
             return
@@ -67,11 +68,14 @@ class RawAndEMAHook(EMAHook):
         metrics.update(raw if self.raw_is_best else ema)
         for prefix, values in (('raw', raw), ('ema', ema)):
             metrics.update({f'{prefix}/{name}': value for name, value in values.items()})
-        print_log(f'{key}: {raw[key]:.4f} with raw weights, {ema[key]:.4f} with their average; '
-                  f'{"the raw weights are" if self.raw_is_best else "the average is"} better', 'current')
+        print_log(
+            f'{key}: {raw[key]:.4f} with raw weights, {ema[key]:.4f} with their average; '
+            f'{"the raw weights are" if self.raw_is_best else "the average is"} better',
+            'current',
+        )
 
     @torch.no_grad()
-    def _evaluate(self, runner) -> Dict[str, float]:
+    def _evaluate(self, runner) -> dict[str, float]:
         loop = runner.val_loop
         with autocast(enabled=loop.fp16):
             for data_batch in loop.dataloader:

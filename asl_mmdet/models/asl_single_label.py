@@ -7,8 +7,8 @@ y the class of a row, N rows, C classes, e smoothing (``eps``). A row's loss is
     - sum over c of s_c w_c log(p_c),    w_y = (1 - p_y)^gamma_pos,      s_y = 1 - e + e / C,
                                          w_c = p_c^gamma_neg otherwise,  s_c = e / C.
 """
+
 import math
-from typing import Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +17,15 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 
-def asl_single_label(logits: Tensor,
-                     target: Tensor,
-                     *,
-                     gamma_pos: float = 0.0,
-                     gamma_neg: float = 4.0,
-                     eps: float = 0.1,
-                     ignore_index: int = -1) -> Tensor:
+def asl_single_label(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    gamma_pos: float = 0.0,
+    gamma_neg: float = 4.0,
+    eps: float = 0.1,
+    ignore_index: int = -1,
+) -> Tensor:
     """Loss of each row, by the formula above; the weights w are differentiated too, as in the official code.
 
     Args:
@@ -72,14 +74,16 @@ class ASLSingleLabel(nn.Module):
         ValueError: an argument is out of its range.
     """
 
-    def __init__(self,
-                 gamma_pos: float = 0.0,
-                 gamma_neg: float = 4.0,
-                 eps: float = 0.1,
-                 use_sigmoid: bool = False,
-                 ignore_index: int = -1,
-                 reduction: str = 'mean',
-                 loss_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        gamma_pos: float = 0.0,
+        gamma_neg: float = 4.0,
+        eps: float = 0.1,
+        use_sigmoid: bool = False,
+        ignore_index: int = -1,
+        reduction: str = 'mean',
+        loss_weight: float = 1.0,
+    ) -> None:
         super().__init__()
         for name, value in dict(gamma_pos=gamma_pos, gamma_neg=gamma_neg).items():
             if not 0 <= value < math.inf:
@@ -101,15 +105,19 @@ class ASLSingleLabel(nn.Module):
         self.loss_weight = loss_weight
 
     def extra_repr(self) -> str:
-        return (f'gamma_pos={self.gamma_pos}, gamma_neg={self.gamma_neg}, eps={self.eps}, '
-                f'reduction={self.reduction!r}, loss_weight={self.loss_weight}')
+        return (
+            f'gamma_pos={self.gamma_pos}, gamma_neg={self.gamma_neg}, eps={self.eps}, '
+            f'reduction={self.reduction!r}, loss_weight={self.loss_weight}'
+        )
 
-    def forward(self,
-                pred: Tensor,
-                target: Tensor,
-                weight: Optional[Tensor] = None,
-                avg_factor: Union[None, float, Tensor] = None,
-                reduction_override: Optional[str] = None) -> Tensor:
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: None | float | Tensor = None,
+        reduction_override: str | None = None,
+    ) -> Tensor:
         """Weighted and averaged loss.
 
         Args:
@@ -131,16 +139,19 @@ class ASLSingleLabel(nn.Module):
             raise ValueError(f"reduction_override={reduction_override!r} must be None, 'none', 'mean' or 'sum'")
         self._check(pred, target)
         rows = len(pred)
-        if weight is not None and weight.shape not in ((rows, ), (rows, 1)):
-            raise ValueError(f'weight of ASLSingleLabel must have shape (N,) or (N, 1) for pred of shape '
-                             f'{tuple(pred.shape)}, got {tuple(weight.shape)}')
+        if weight is not None and weight.shape not in ((rows,), (rows, 1)):
+            raise ValueError(
+                f'weight of ASLSingleLabel must have shape (N,) or (N, 1) for pred of shape '
+                f'{tuple(pred.shape)}, got {tuple(weight.shape)}'
+            )
         loss = asl_single_label(
             pred,
             target,
             gamma_pos=self.gamma_pos,
             gamma_neg=self.gamma_neg,
             eps=self.eps,
-            ignore_index=self.ignore_index)
+            ignore_index=self.ignore_index,
+        )
         reduction = reduction_override or self.reduction
         if reduction == 'mean' and avg_factor is None:
             avg_factor = max(rows, 1)
@@ -155,10 +166,14 @@ class ASLSingleLabel(nn.Module):
         if target.is_floating_point() or target.dtype == torch.bool:
             raise TypeError(f'target of ASLSingleLabel holds class indices and must be integer, got {target.dtype}')
         if target.shape != pred.shape[:1]:
-            raise ValueError(f'target of ASLSingleLabel must have shape {tuple(pred.shape[:1])}, one class index a '
-                             f'row, for pred of shape {tuple(pred.shape)}, got {tuple(target.shape)}')
+            raise ValueError(
+                f'target of ASLSingleLabel must have shape {tuple(pred.shape[:1])}, one class index a '
+                f'row, for pred of shape {tuple(pred.shape)}, got {tuple(target.shape)}'
+            )
         if target.device.type == 'cpu' and not torch.compiler.is_compiling():
             wrong = target[((target < 0) | (target >= pred.shape[1])) & (target != self.ignore_index)]
             if wrong.numel():
-                raise ValueError(f'target of ASLSingleLabel holds {wrong[0].item()}: class indices must lie in [0, '
-                                 f'{pred.shape[1] - 1}] or equal ignore_index={self.ignore_index} for unknown')
+                raise ValueError(
+                    f'target of ASLSingleLabel holds {wrong[0].item()}: class indices must lie in [0, '
+                    f'{pred.shape[1] - 1}] or equal ignore_index={self.ignore_index} for unknown'
+                )

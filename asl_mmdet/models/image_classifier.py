@@ -1,4 +1,5 @@
 """Images to class probabilities, as one model for mmengine's Runner."""
+
 from collections.abc import Sequence
 
 from mmdet.registry import MODELS
@@ -25,12 +26,14 @@ class ImageClassifier(BaseModel):
 
     PIXELS = dict(type='DetDataPreprocessor', mean=[0.0, 0.0, 0.0], std=[255.0, 255.0, 255.0], bgr_to_rgb=True)
 
-    def __init__(self,
-                 backbone: dict,
-                 head: dict,
-                 neck: dict | None = None,
-                 data_preprocessor: dict | nn.Module | None = None,
-                 init_cfg: dict | list[dict] | None = None) -> None:
+    def __init__(
+        self,
+        backbone: dict,
+        head: dict,
+        neck: dict | None = None,
+        data_preprocessor: dict | nn.Module | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
         if not isinstance(data_preprocessor, nn.Module):
             cfg = data_preprocessor or {}
             data_preprocessor = MODELS.build(cfg if 'type' in cfg else {**self.PIXELS, **cfg})
@@ -53,8 +56,9 @@ class ImageClassifier(BaseModel):
             feats = self.neck(feats)
         return self.head.pre_logits(feats) if stage == 'pre_logits' else feats
 
-    def forward(self, inputs: Tensor, data_samples: Sequence[MultiLabelDataSample] | None = None,
-                mode: str = 'tensor') -> Tensor | dict | list[MultiLabelDataSample]:
+    def forward(
+        self, inputs: Tensor, data_samples: Sequence[MultiLabelDataSample] | None = None, mode: str = 'tensor'
+    ) -> Tensor | dict | list[MultiLabelDataSample]:
         """Logits (N, C) in mode 'tensor', a dict of losses in 'loss', samples with predictions in 'predict'.
 
         Args:

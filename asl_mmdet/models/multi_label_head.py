@@ -1,4 +1,5 @@
 """Linear classifier on pooled features under mmpretrain's interface, with the official code's optional bottleneck."""
+
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -40,14 +41,16 @@ class MultiLabelLinearClsHead(BaseModule):
         ValueError: an argument is out of its range; in the methods, features or samples do not fit the head.
     """
 
-    def __init__(self,
-                 num_classes: int,
-                 in_channels: int,
-                 loss: dict | nn.Module = dict(type='CrossEntropyLoss', use_sigmoid=True),
-                 thr: float | None = None,
-                 topk: int | None = None,
-                 bottleneck_features: int | None = None,
-                 init_cfg: dict | list[dict] | None = dict(type='Normal', layer='Linear', std=0.01)) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        loss: dict | nn.Module = dict(type='CrossEntropyLoss', use_sigmoid=True),
+        thr: float | None = None,
+        topk: int | None = None,
+        bottleneck_features: int | None = None,
+        init_cfg: dict | list[dict] | None = dict(type='Normal', layer='Linear', std=0.01),
+    ) -> None:
         super().__init__(init_cfg)
         sizes = dict(num_classes=num_classes, in_channels=in_channels, bottleneck_features=bottleneck_features)
         for name, value in sizes.items():
@@ -71,7 +74,9 @@ class MultiLabelLinearClsHead(BaseModule):
             self.fc = nn.Sequential(
                 OrderedDict(
                     embedding_generator=nn.Sequential(nn.Linear(in_channels, bottleneck_features)),
-                    FC=nn.Linear(bottleneck_features, num_classes)))
+                    FC=nn.Linear(bottleneck_features, num_classes),
+                )
+            )
 
     def pre_logits(self, feats: Sequence[Tensor] | Tensor) -> Tensor:
         """(N, in_channels): the last of ``feats``, averaged over its positions where it is a feature map."""
@@ -79,8 +84,10 @@ class MultiLabelLinearClsHead(BaseModule):
         if feature.ndim == 4:
             feature = feature.mean((2, 3))
         if feature.ndim != 2 or feature.shape[1] != self.in_channels:
-            raise ValueError(f'in_channels={self.in_channels} of MultiLabelLinearClsHead, but the feature it is given '
-                             f'has the shape {tuple(feature.shape)}; set in_channels to what backbone and neck yield')
+            raise ValueError(
+                f'in_channels={self.in_channels} of MultiLabelLinearClsHead, but the feature it is given '
+                f'has the shape {tuple(feature.shape)}; set in_channels to what backbone and neck yield'
+            )
         return feature
 
     def forward(self, feats: Sequence[Tensor] | Tensor) -> Tensor:
@@ -107,9 +114,9 @@ class MultiLabelLinearClsHead(BaseModule):
                 target = target.masked_fill(unknown, 0)
         return dict(loss=self.loss_module(logits, target, weight, avg_factor=len(logits), **kwargs))
 
-    def predict(self,
-                feats: Sequence[Tensor] | Tensor,
-                data_samples: Sequence[MultiLabelDataSample] | None = None) -> list[MultiLabelDataSample]:
+    def predict(
+        self, feats: Sequence[Tensor] | Tensor, data_samples: Sequence[MultiLabelDataSample] | None = None
+    ) -> list[MultiLabelDataSample]:
         """The samples, or new ones, with ``pred_score`` (C,), probabilities, and ``pred_label`` (P,), indices."""
         logits = self._precise_logits(feats)
         scores = logits.softmax(1) if self.softmax else logits.sigmoid()

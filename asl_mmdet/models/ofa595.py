@@ -4,13 +4,13 @@ Cai et al., Once for All: Train One Network and Specialize it for Efficient Depl
 https://arxiv.org/abs/1908.09791; published as ``flops@595M_top1@80.0_finetune@75``. It is the first backbone of
 figure 8. The blocks are mmdet's. Shapes: N images of H x W pixels.
 """
+
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from mmcv.cnn import ConvModule
 from mmdet.models.layers import InvertedResidual
 from mmdet.models.utils import make_divisible
@@ -34,14 +34,25 @@ class Block(NamedTuple):
 # The first block has no expansion: its mid channels are those of the stem. Stages 1 to 3 use ReLU, 4 and 5 h-swish.
 STEM_CHANNELS = 24
 STAGES = (
-    (Block(24, 3, 1, 24), ),
+    (Block(24, 3, 1, 24),),
     (Block(32, 3, 2, 72), Block(32, 5, 1, 128), Block(32, 3, 1, 96)),
     (Block(48, 5, 2, 128, True), Block(48, 5, 1, 192, True), Block(48, 3, 1, 288, True), Block(48, 5, 1, 144, True)),
-    (Block(96, 7, 2, 288), Block(96, 5, 1, 576), Block(96, 3, 1, 288), Block(96, 5, 1, 384),
-     Block(136, 3, 1, 576, True), Block(136, 5, 1, 816, True), Block(136, 7, 1, 816, True),
-     Block(136, 3, 1, 544, True)),
-    (Block(192, 3, 2, 816, True), Block(192, 3, 1, 1152, True), Block(192, 5, 1, 1152, True),
-     Block(192, 3, 1, 576, True)),
+    (
+        Block(96, 7, 2, 288),
+        Block(96, 5, 1, 576),
+        Block(96, 3, 1, 288),
+        Block(96, 5, 1, 384),
+        Block(136, 3, 1, 576, True),
+        Block(136, 5, 1, 816, True),
+        Block(136, 7, 1, 816, True),
+        Block(136, 3, 1, 544, True),
+    ),
+    (
+        Block(192, 3, 2, 816, True),
+        Block(192, 3, 1, 1152, True),
+        Block(192, 5, 1, 1152, True),
+        Block(192, 3, 1, 576, True),
+    ),
 )
 EXPANDED_CHANNELS = 1152
 MIXED_CHANNELS = 1536
@@ -83,12 +94,14 @@ class OFA595(BaseModule):
         ValueError: an argument is out of its range, or a checkpoint does not fit.
     """
 
-    def __init__(self,
-                 out_indices: Sequence[int] = (5, ),
-                 frozen_stages: int = -1,
-                 norm_cfg: dict = dict(type='BN'),
-                 norm_eval: bool = False,
-                 init_cfg: dict | list[dict] | None = dict(type='Kaiming', layer='Conv2d')) -> None:
+    def __init__(
+        self,
+        out_indices: Sequence[int] = (5,),
+        frozen_stages: int = -1,
+        norm_cfg: dict = dict(type='BN'),
+        norm_eval: bool = False,
+        init_cfg: dict | list[dict] | None = dict(type='Kaiming', layer='Conv2d'),
+    ) -> None:
         super().__init__(init_cfg)
         if not out_indices or not set(out_indices) <= set(range(6)):
             raise ValueError(f'out_indices={out_indices!r} of OFA595 must be one or more of 0 to 5')
@@ -112,7 +125,9 @@ class OFA595(BaseModule):
                 OrderedDict(
                     expand=ConvModule(in_channels, EXPANDED_CHANNELS, 1, norm_cfg=norm_cfg, act_cfg=HSWISH),
                     pool=nn.AdaptiveAvgPool2d(1),
-                    mix=ConvModule(EXPANDED_CHANNELS, MIXED_CHANNELS, 1, bias=False, act_cfg=HSWISH)))
+                    mix=ConvModule(EXPANDED_CHANNELS, MIXED_CHANNELS, 1, bias=False, act_cfg=HSWISH),
+                )
+            )
         self._freeze()
 
     @property
@@ -139,7 +154,7 @@ class OFA595(BaseModule):
 
     def _freeze(self) -> None:
         if self.frozen_stages >= 0:
-            for module in (self.stem, *self.stages[:self.frozen_stages]):
+            for module in (self.stem, *self.stages[: self.frozen_stages]):
                 module.eval()
                 module.requires_grad_(False)
 
@@ -157,8 +172,9 @@ class OFA595(BaseModule):
 def _inverted_residual(in_channels: int, block: Block, norm_cfg: dict, act_cfg: dict) -> InvertedResidual:
     mid = block.mid_channels
     # SELayer takes the ratio of channels; squeezed is mid / 4, rounded to a multiple of 8.
-    squeeze = dict(channels=mid, ratio=mid / make_divisible(mid // 4, 8),
-                   act_cfg=(dict(type='ReLU'), dict(type=nn.Hardsigmoid)))
+    squeeze = dict(
+        channels=mid, ratio=mid / make_divisible(mid // 4, 8), act_cfg=(dict(type='ReLU'), dict(type=nn.Hardsigmoid))
+    )
     return InvertedResidual(
         in_channels,
         block.out_channels,
@@ -168,7 +184,8 @@ def _inverted_residual(in_channels: int, block: Block, norm_cfg: dict, act_cfg: 
         se_cfg=squeeze if block.se else None,
         with_expand_conv=mid != in_channels,
         norm_cfg=norm_cfg,
-        act_cfg=act_cfg)
+        act_cfg=act_cfg,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -227,13 +244,18 @@ def load_pretrained(model: OFA595, path: str | Path, prefix: str | None = None) 
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     state = {_own_key(key): value for key, value in state.items()}
     expected = model.state_dict()
-    wrong = [key for key, value in expected.items()
-             if not key.endswith('num_batches_tracked') and (key not in state or state[key].shape != value.shape)]
+    wrong = [
+        key
+        for key, value in expected.items()
+        if not key.endswith('num_batches_tracked') and (key not in state or state[key].shape != value.shape)
+    ]
     if wrong:
         where = f' under the prefix {prefix!r}' if prefix else ''
-        raise ValueError(f"'{path}' does not fit OFA595: {len(wrong)} of {len(expected)} tensors are missing{where} or "
-                         f"of another shape, {wrong[0]} among them. The authors' file is 'init' of "
-                         'flops@595M_top1@80.0_finetune@75')
+        raise ValueError(
+            f"'{path}' does not fit OFA595: {len(wrong)} of {len(expected)} tensors are missing{where} or "
+            f"of another shape, {wrong[0]} among them. The authors' file is 'init' of "
+            'flops@595M_top1@80.0_finetune@75'
+        )
     model.load_state_dict({key: value for key, value in state.items() if key in expected}, strict=False)
     left_out = sorted(set(state) - set(expected))
     print_log(f"OFA595: loaded '{path}'" + (f'; left out: {", ".join(left_out)}' if left_out else ''), logger='current')

@@ -50,14 +50,26 @@ class Value(BaseMetric):
 def runner_of(work_dir, epochs, save_rule='greater', val_interval=1, hook=(), **kwargs):
     loader = dict(batch_size=2, num_workers=0, dataset=Items(), sampler=dict(type='DefaultSampler', shuffle=False))
     return Runner(
-        model=Counter(), work_dir=str(work_dir), experiment_name='-'.join(work_dir.parts[-2:]), default_scope='mmdet',
-        log_level='WARNING', train_dataloader=loader, val_dataloader=loader, test_dataloader=loader,
-        train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=val_interval), val_cfg=dict(), test_cfg=dict(),
-        val_evaluator=dict(type=Value), test_evaluator=dict(type=Value),
+        model=Counter(),
+        work_dir=str(work_dir),
+        experiment_name='-'.join(work_dir.parts[-2:]),
+        default_scope='mmdet',
+        log_level='WARNING',
+        train_dataloader=loader,
+        val_dataloader=loader,
+        test_dataloader=loader,
+        train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=val_interval),
+        val_cfg=dict(),
+        test_cfg=dict(),
+        val_evaluator=dict(type=Value),
+        test_evaluator=dict(type=Value),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=1.0)),
         default_hooks=dict(
-            checkpoint=dict(type='CheckpointHook', interval=1, save_best='counter/weight', rule=save_rule)),
-        custom_hooks=[dict(type='RawAndEMAHook', momentum=0.5, **dict(hook))], **kwargs)
+            checkpoint=dict(type='CheckpointHook', interval=1, save_best='counter/weight', rule=save_rule)
+        ),
+        custom_hooks=[dict(type='RawAndEMAHook', momentum=0.5, **dict(hook))],
+        **kwargs,
+    )
 
 
 def read(path):
@@ -78,21 +90,30 @@ def test_both_are_evaluated_and_the_better_keeps_its_name(tmp_path):
     runner = runner_of(tmp_path, 3)
     runner.train()
     assert logged(runner) == {
-        'counter/weight': RAW, 'counter/seen': 10 * RAW, 'raw/counter/weight': RAW, 'raw/counter/seen': 10 * RAW,
-        'ema/counter/weight': EMA, 'ema/counter/seen': 10 * EMA}
+        'counter/weight': RAW,
+        'counter/seen': 10 * RAW,
+        'raw/counter/weight': RAW,
+        'raw/counter/seen': 10 * RAW,
+        'ema/counter/weight': EMA,
+        'ema/counter/seen': 10 * EMA,
+    }
     assert runner.model.weight.item() == RAW
 
 
-@pytest.mark.parametrize('rule, line', [
-    ('greater', 'counter/weight: 3.0000 with raw weights, 2.2500 with their average; the raw weights are better'),
-    ('less', 'counter/weight: 3.0000 with raw weights, 2.2500 with their average; the average is better')])
+@pytest.mark.parametrize(
+    'rule, line',
+    [
+        ('greater', 'counter/weight: 3.0000 with raw weights, 2.2500 with their average; the raw weights are better'),
+        ('less', 'counter/weight: 3.0000 with raw weights, 2.2500 with their average; the average is better'),
+    ],
+)
 def test_the_log_says_which_is_better(tmp_path, rule, line):
     runner = runner_of(tmp_path, 3, hook=dict(rule=rule, metric='counter/weight'))
     runner.logger.setLevel('INFO')
     for handler in runner.logger.handlers:
         handler.setLevel('INFO')
     runner.train()
-    log, = tmp_path.glob('*/*.log')
+    (log,) = tmp_path.glob('*/*.log')
     assert line in log.read_text()
     assert logged(runner)['counter/weight'] == (RAW if rule == 'greater' else EMA)
 

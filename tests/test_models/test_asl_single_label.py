@@ -16,7 +16,7 @@ def reference(logits, target, gamma_pos, gamma_neg, eps):
         log_p = z - z.exp().sum().log()
         total = 0
         for c in range(num_classes):
-            weight = (1 - log_p[c].exp())**gamma_pos if c == y else log_p[c].exp()**gamma_neg
+            weight = (1 - log_p[c].exp()) ** gamma_pos if c == y else log_p[c].exp() ** gamma_neg
             smoothed = (c == y) * (1 - eps) + eps / num_classes
             total = total - smoothed * weight * log_p[c]
         rows.append(total)
@@ -29,8 +29,9 @@ def loss_and_grad(function, logits):
     return loss.detach(), torch.autograd.grad(loss.sum(), logits)[0]
 
 
-@pytest.mark.parametrize('gamma_pos, gamma_neg, eps', [(0, 4, 0.1), (1, 2, 0.2), (0.5, 0.5, 0.1), (2, 0, 0),
-                                                       (0, 0, 0.3)])
+@pytest.mark.parametrize(
+    'gamma_pos, gamma_neg, eps', [(0, 4, 0.1), (1, 2, 0.2), (0.5, 0.5, 0.1), (2, 0, 0), (0, 0, 0.3)]
+)
 def test_values_and_gradients_of_the_formula(gamma_pos, gamma_neg, eps):
     logits = 2 * torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     target = torch.tensor([0, 1, 2, 3, 4, 4, 0, 2])
@@ -54,13 +55,14 @@ def test_zero_gammas_are_cross_entropy_with_smoothing():
     logits, target = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, -1, 1])
     loss = ASLSingleLabel(gamma_neg=0, eps=0.1, reduction='sum')(logits, target)
     torch.testing.assert_close(
-        loss, F.cross_entropy(logits, target, ignore_index=-1, label_smoothing=0.1, reduction='sum'))
+        loss, F.cross_entropy(logits, target, ignore_index=-1, label_smoothing=0.1, reduction='sum')
+    )
 
 
 @pytest.mark.parametrize('gamma_pos', [0, 0.5, 1])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
 def test_saturated_logits_keep_finite_gradients(dtype, gamma_pos):
-    logits = torch.tensor([[300., -300, 0], [-300, 300, 0], [0, 0, 300], [3e4, -3e4, 3e4]], dtype=dtype)
+    logits = torch.tensor([[300.0, -300, 0], [-300, 300, 0], [0, 0, 300], [3e4, -3e4, 3e4]], dtype=dtype)
     target = torch.tensor([0, 0, 2, 1])
     loss, grad = loss_and_grad(lambda z: ASLSingleLabel(gamma_pos, reduction='none')(z, target), logits)
     assert loss.dtype == torch.float32 and loss.isfinite().all() and grad.isfinite().all()
@@ -89,10 +91,10 @@ def test_ignored_rows_have_no_loss_and_count_in_the_mean():
 
 def test_contract_of_mmdet_losses():
     logits, target = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
-    weight = torch.tensor([1., 0, 2, 0.5])
+    weight = torch.tensor([1.0, 0, 2, 0.5])
     loss = ASLSingleLabel(loss_weight=2.0)
     rows = loss(logits, target, reduction_override='none')
-    assert rows.shape == (4, )
+    assert rows.shape == (4,)
     torch.testing.assert_close(loss(logits, target), rows.mean())
     torch.testing.assert_close(loss(logits, target, weight), (rows * weight).sum() / 4)
     torch.testing.assert_close(loss(logits, target, weight[:, None], avg_factor=3.0), (rows * weight).sum() / 3)
@@ -109,7 +111,7 @@ def test_labels_that_go_unchecked_end_in_nan():
 
 def test_non_finite_logits_are_not_hidden():
     for bad in (math.nan, math.inf, -math.inf):
-        assert not ASLSingleLabel()(torch.tensor([[bad, 0.]]), torch.tensor([0])).isfinite()
+        assert not ASLSingleLabel()(torch.tensor([[bad, 0.0]]), torch.tensor([0])).isfinite()
 
 
 def test_compiles_without_graph_breaks():
@@ -123,22 +125,40 @@ def test_compiles_without_graph_breaks():
 
 
 def test_softmax_heads_of_mmdet_take_it():
-    head = MODELS.build(dict(type='Shared2FCBBoxHead', in_channels=4, fc_out_channels=8, roi_feat_size=1, num_classes=3,
-                             loss_cls=dict(type='ASLSingleLabel')))
+    head = MODELS.build(
+        dict(
+            type='Shared2FCBBoxHead',
+            in_channels=4,
+            fc_out_channels=8,
+            roi_feat_size=1,
+            num_classes=3,
+            loss_cls=dict(type='ASLSingleLabel'),
+        )
+    )
     assert head.fc_cls.out_features == 4
-    losses = head.loss(torch.randn(5, 4), None, torch.zeros(5, 4), torch.tensor([0, 3, 1, 3, 2]), torch.ones(5),
-                       torch.zeros(5, 12), torch.zeros(5, 12))
+    losses = head.loss(
+        torch.randn(5, 4),
+        None,
+        torch.zeros(5, 4),
+        torch.tensor([0, 3, 1, 3, 2]),
+        torch.ones(5),
+        torch.zeros(5, 12),
+        torch.zeros(5, 12),
+    )
     assert losses['loss_cls'].isfinite() and losses['loss_cls'] > 0
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(gamma_pos=-1), 'gamma_pos=-1'),
-    (dict(gamma_neg=math.inf), 'gamma_neg=inf'),
-    (dict(eps=1.1), r'eps=1.1 .* \[0, 1\]'),
-    (dict(use_sigmoid=True), 'use_sigmoid=True.*AsymmetricLoss'),
-    (dict(reduction='avg'), "reduction='avg'"),
-    (dict(loss_weight=math.nan), 'loss_weight=nan'),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(gamma_pos=-1), 'gamma_pos=-1'),
+        (dict(gamma_neg=math.inf), 'gamma_neg=inf'),
+        (dict(eps=1.1), r'eps=1.1 .* \[0, 1\]'),
+        (dict(use_sigmoid=True), 'use_sigmoid=True.*AsymmetricLoss'),
+        (dict(reduction='avg'), "reduction='avg'"),
+        (dict(loss_weight=math.nan), 'loss_weight=nan'),
+    ],
+)
 def test_bad_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         ASLSingleLabel(**kwargs)
@@ -147,17 +167,20 @@ def test_bad_arguments_are_named(kwargs, message):
 LOGITS = torch.zeros(2, 3)
 
 
-@pytest.mark.parametrize('pred, target, kwargs, error, message', [
-    (LOGITS, torch.tensor([0, 3]), {}, ValueError, r'target .* holds 3: .* \[0, 2\]'),
-    (LOGITS, torch.tensor([0, -2]), {}, ValueError, 'target .* holds -2'),
-    (LOGITS, torch.zeros(2), {}, TypeError, 'must be integer, got torch.float32'),
-    (LOGITS, torch.zeros(2, 3, dtype=torch.int64), {}, ValueError, r'shape \(2,\), one class index .*got \(2, 3\)'),
-    (LOGITS.long(), torch.tensor([0, 1]), {}, TypeError, 'floating-point logits, got torch.int64'),
-    (LOGITS[:, :1], torch.tensor([0, 0]), {}, ValueError, r'C >= 2, got \(2, 1\)'),
-    (LOGITS, torch.tensor([0, 1]), dict(weight=torch.zeros(2, 3)), ValueError, r'weight .* got \(2, 3\)'),
-    (LOGITS, torch.tensor([0, 1]), dict(reduction_override='sum', avg_factor=2), ValueError, 'avg_factor'),
-    (LOGITS, torch.tensor([0, 1]), dict(reduction_override='max'), ValueError, "reduction_override='max'"),
-])
+@pytest.mark.parametrize(
+    'pred, target, kwargs, error, message',
+    [
+        (LOGITS, torch.tensor([0, 3]), {}, ValueError, r'target .* holds 3: .* \[0, 2\]'),
+        (LOGITS, torch.tensor([0, -2]), {}, ValueError, 'target .* holds -2'),
+        (LOGITS, torch.zeros(2), {}, TypeError, 'must be integer, got torch.float32'),
+        (LOGITS, torch.zeros(2, 3, dtype=torch.int64), {}, ValueError, r'shape \(2,\), one class index .*got \(2, 3\)'),
+        (LOGITS.long(), torch.tensor([0, 1]), {}, TypeError, 'floating-point logits, got torch.int64'),
+        (LOGITS[:, :1], torch.tensor([0, 0]), {}, ValueError, r'C >= 2, got \(2, 1\)'),
+        (LOGITS, torch.tensor([0, 1]), dict(weight=torch.zeros(2, 3)), ValueError, r'weight .* got \(2, 3\)'),
+        (LOGITS, torch.tensor([0, 1]), dict(reduction_override='sum', avg_factor=2), ValueError, 'avg_factor'),
+        (LOGITS, torch.tensor([0, 1]), dict(reduction_override='max'), ValueError, "reduction_override='max'"),
+    ],
+)
 def test_bad_input_is_named(pred, target, kwargs, error, message):
     with pytest.raises(error, match=message):
         ASLSingleLabel()(pred, target, **kwargs)

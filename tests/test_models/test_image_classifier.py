@@ -2,7 +2,6 @@ import copy
 
 import pytest
 import torch
-from conftest import ROOT
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
@@ -14,6 +13,7 @@ from torch.utils.data import Dataset
 
 from asl_mmdet.models import image_classifier, multi_label_head, ofa595  # noqa: F401, they register their classes
 from asl_mmdet.structures import MultiLabelDataSample
+from tests.conftest import ROOT
 
 NUM_CLASSES = 3
 
@@ -63,9 +63,13 @@ class Separated(BaseMetric):
 
 
 def classifier(**kwargs):
-    cfg = dict(type='ImageClassifier', backbone=dict(type=Means),
-               head=dict(type='MultiLabelLinearClsHead', num_classes=NUM_CLASSES, in_channels=8,
-                         loss=dict(type='AsymmetricLoss')))
+    cfg = dict(
+        type='ImageClassifier',
+        backbone=dict(type=Means),
+        head=dict(
+            type='MultiLabelLinearClsHead', num_classes=NUM_CLASSES, in_channels=8, loss=dict(type='AsymmetricLoss')
+        ),
+    )
     return MODELS.build({**cfg, **kwargs})
 
 
@@ -100,7 +104,7 @@ def test_predict_mode_fills_the_samples():
     assert [s.img_path for s in samples] == ['4.png', '6.png']
     logits = model(model.data_preprocessor(batch(4, 6))['inputs'])
     torch.testing.assert_close(torch.stack([s.pred_score for s in samples]), logits.sigmoid())
-    assert model(torch.rand(2, 3, 8, 8), mode='predict')[1].pred_score.shape == (NUM_CLASSES, )
+    assert model(torch.rand(2, 3, 8, 8), mode='predict')[1].pred_score.shape == (NUM_CLASSES,)
 
 
 def test_unknown_mode_and_stage_are_named():
@@ -126,10 +130,13 @@ def test_with_and_without_neck_agree():
     torch.testing.assert_close(plain(x), pooled(x))
 
 
-@pytest.mark.parametrize('backbone, in_channels', [
-    (dict(type='ResNet', depth=18, base_channels=4, out_indices=(3, )), 32),
-    (dict(type='MobileNetV2', widen_factor=0.1, out_indices=(7, )), 1280),
-])
+@pytest.mark.parametrize(
+    'backbone, in_channels',
+    [
+        (dict(type='ResNet', depth=18, base_channels=4, out_indices=(3,)), 32),
+        (dict(type='MobileNetV2', widen_factor=0.1, out_indices=(7,)), 1280),
+    ],
+)
 def test_backbones_of_mmdet(backbone, in_channels):
     head = dict(type='MultiLabelLinearClsHead', num_classes=4, in_channels=in_channels)
     model = classifier(backbone=backbone, head=head)
@@ -179,20 +186,30 @@ def test_images_of_several_sizes_are_padded_to_one():
 def runner_cfg(work_dir, **kwargs):
     loader = dict(batch_size=16, num_workers=0, dataset=Colours(), sampler=dict(type='DefaultSampler', shuffle=True))
     cfg = dict(
-        default_scope='mmdet', work_dir=str(work_dir), experiment_name=work_dir.name, log_level='WARNING',
-        model=dict(type='ImageClassifier', backbone=dict(type=Means),
-                   head=dict(type='MultiLabelLinearClsHead', num_classes=NUM_CLASSES, in_channels=8,
-                             loss=dict(type='AsymmetricLoss'))),
-        train_dataloader=loader, val_dataloader=dict(loader, sampler=dict(type='DefaultSampler', shuffle=False)),
-        train_cfg=dict(by_epoch=True, max_epochs=15, val_interval=15), val_cfg=dict(),
-        val_evaluator=dict(type=Separated), optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.05)),
-        randomness=dict(seed=0))
+        default_scope='mmdet',
+        work_dir=str(work_dir),
+        experiment_name=work_dir.name,
+        log_level='WARNING',
+        model=dict(
+            type='ImageClassifier',
+            backbone=dict(type=Means),
+            head=dict(
+                type='MultiLabelLinearClsHead', num_classes=NUM_CLASSES, in_channels=8, loss=dict(type='AsymmetricLoss')
+            ),
+        ),
+        train_dataloader=loader,
+        val_dataloader=dict(loader, sampler=dict(type='DefaultSampler', shuffle=False)),
+        train_cfg=dict(by_epoch=True, max_epochs=15, val_interval=15),
+        val_cfg=dict(),
+        val_evaluator=dict(type=Separated),
+        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.05)),
+        randomness=dict(seed=0),
+    )
     return {**cfg, **kwargs}
 
 
 def test_runner_trains_it_and_ema_follows(tmp_path):
-    runner = Runner(**runner_cfg(tmp_path, custom_hooks=[
-        dict(type='EMAHook', momentum=0.3, update_buffers=True)]))
+    runner = Runner(**runner_cfg(tmp_path, custom_hooks=[dict(type='EMAHook', momentum=0.3, update_buffers=True)]))
     runner.train()
     assert runner.message_hub.get_scalar('val/colours/separated').current() == 1.0
     saved = torch.load(tmp_path / 'epoch_15.pth', weights_only=False)
@@ -205,8 +222,9 @@ def test_runner_trains_it_and_ema_follows(tmp_path):
 
 def test_runner_resumes_to_the_same_weights(tmp_path):
     def run(name, epochs, **kwargs):
-        runner = Runner(**runner_cfg(tmp_path / name, train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=9),
-                                     **kwargs))
+        runner = Runner(
+            **runner_cfg(tmp_path / name, train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=9), **kwargs)
+        )
         runner.train()
         return runner.model.state_dict()
 

@@ -42,10 +42,15 @@ def authors_state(block=AUTHORS_BLOCK):
 
     def conv_bn(name, out_channels, in_channels, kernel):
         fan_in = in_channels * kernel**2
-        state[f'{name}.conv.weight'] = torch.randn(out_channels, in_channels, kernel, kernel,
-                                                   generator=generator) * (2 / fan_in)**0.5
-        for key, low, high in (('weight', 0.5, 1.5), ('bias', -0.5, 0.5), ('running_mean', -0.5, 0.5),
-                               ('running_var', 0.5, 1.5)):
+        state[f'{name}.conv.weight'] = (
+            torch.randn(out_channels, in_channels, kernel, kernel, generator=generator) * (2 / fan_in) ** 0.5
+        )
+        for key, low, high in (
+            ('weight', 0.5, 1.5),
+            ('bias', -0.5, 0.5),
+            ('running_mean', -0.5, 0.5),
+            ('running_var', 0.5, 1.5),
+        ):
             state[f'{name}.bn.{key}'] = torch.empty(out_channels).uniform_(low, high, generator=generator)
         state[f'{name}.bn.num_batches_tracked'] = torch.tensor(7)
 
@@ -57,7 +62,7 @@ def authors_state(block=AUTHORS_BLOCK):
         if se == 'yes':
             for name, shape in (('reduce', (SQUEEZED[mid], mid, 1, 1)), ('expand', (mid, SQUEEZED[mid], 1, 1))):
                 key = f'{block.format(i)}.depth_conv.se.fc.{name}'
-                state[f'{key}.weight'] = torch.randn(shape, generator=generator) / shape[1]**0.5
+                state[f'{key}.weight'] = torch.randn(shape, generator=generator) / shape[1] ** 0.5
                 state[f'{key}.bias'] = torch.randn(shape[0], generator=generator)
         conv_bn(block.format(i) + '.point_linear', out, mid, 1)
     conv_bn('final_expand_layer', 1152, 192, 1)
@@ -74,7 +79,8 @@ def authors_forward(state, x):
         weight = state[f'{name}.conv.weight']
         x = F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=groups)
         return F.batch_norm(
-            x, *(state[f'{name}.bn.{key}'] for key in ('running_mean', 'running_var', 'weight', 'bias')))
+            x, *(state[f'{name}.bn.{key}'] for key in ('running_mean', 'running_var', 'weight', 'bias'))
+        )
 
     def hswish(x):
         return x * F.relu6(x + 3) / 6
@@ -87,8 +93,10 @@ def authors_forward(state, x):
         y = act(conv_bn(f'{name}.inverted_bottleneck', x)) if i else x
         y = act(conv_bn(f'{name}.depth_conv', y, stride, groups=mid))
         if se == 'yes':
-            fc = {key: state[f'{name}.depth_conv.se.fc.{key}'] for key in
-                  ('reduce.weight', 'reduce.bias', 'expand.weight', 'expand.bias')}
+            fc = {
+                key: state[f'{name}.depth_conv.se.fc.{key}']
+                for key in ('reduce.weight', 'reduce.bias', 'expand.weight', 'expand.bias')
+            }
             gate = F.relu(F.conv2d(y.mean((2, 3), keepdim=True), fc['reduce.weight'], fc['reduce.bias']))
             y = y * (F.relu6(F.conv2d(gate, fc['expand.weight'], fc['expand.bias']) + 3) / 6)
         y = conv_bn(f'{name}.point_linear', y)
@@ -111,14 +119,19 @@ def test_authors_weights_give_the_features_of_the_table(tmp_path, block):
     blocks, mixed = authors_forward(authors_state(), x)
     with torch.no_grad():
         features = model.eval()(x)
-    assert [tuple(f.shape) for f in features] == [(2, 24, 32, 48), (2, 32, 16, 24), (2, 48, 8, 12), (2, 136, 4, 6),
-                                                  (2, 192, 2, 3), (2, 1536, 1, 1)]
+    assert [tuple(f.shape) for f in features] == [
+        (2, 24, 32, 48),
+        (2, 32, 16, 24),
+        (2, 48, 8, 12),
+        (2, 136, 4, 6),
+        (2, 192, 2, 3),
+        (2, 1536, 1, 1),
+    ]
     for feature, expected in zip(features, [*(blocks[i] for i in (0, 3, 7, 15, 19)), mixed]):
         torch.testing.assert_close(feature, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
 class Classifier(nn.Module):
-
     def __init__(self):
         super().__init__()
         self.backbone = MODELS.build(dict(type='OFA595'))
@@ -163,7 +176,7 @@ def test_initialisation_is_kaiming_by_outputs():
     model = OFA595()
     model.init_weights()
     weight = model.stage6.expand.conv.weight
-    assert weight.std().item() == pytest.approx((2 / weight.shape[0])**0.5, rel=0.02)
+    assert weight.std().item() == pytest.approx((2 / weight.shape[0]) ** 0.5, rel=0.02)
     assert all((m.weight == 1).all() for m in model.modules() if isinstance(m, nn.BatchNorm2d))
 
 
@@ -180,8 +193,9 @@ def test_own_checkpoints_load_with_a_prefix(tmp_path):
 def test_detector_stages_load_from_a_whole_file(tmp_path):
     model = OFA595(out_indices=(1, 2, 3, 4), init_cfg=checkpoint(tmp_path, authors_state()))
     model.init_weights()
-    assert torch.equal(model.stage1[0].depthwise_conv.conv.weight,
-                       authors_state()[f'{AUTHORS_BLOCK.format(0)}.depth_conv.conv.weight'])
+    assert torch.equal(
+        model.stage1[0].depthwise_conv.conv.weight, authors_state()[f'{AUTHORS_BLOCK.format(0)}.depth_conv.conv.weight']
+    )
 
 
 def test_a_file_that_does_not_fit_is_refused(tmp_path):
@@ -198,12 +212,15 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path):
         OFA595(init_cfg=dict(type='Pretrained', checkpoint='nothing.pth')).init_weights()
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(out_indices=()), r'out_indices=\(\)'),
-    (dict(out_indices=(6, )), r'out_indices=\(6,\)'),
-    (dict(frozen_stages=7), r'frozen_stages=7 .* \[-1, 6\]'),
-    (dict(out_indices=(1, ), frozen_stages=3), r'frozen_stages=3 .* \[-1, 2\]'),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(out_indices=()), r'out_indices=\(\)'),
+        (dict(out_indices=(6,)), r'out_indices=\(6,\)'),
+        (dict(frozen_stages=7), r'frozen_stages=7 .* \[-1, 6\]'),
+        (dict(out_indices=(1,), frozen_stages=3), r'frozen_stages=3 .* \[-1, 2\]'),
+    ],
+)
 def test_bad_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         OFA595(**kwargs)

@@ -4,7 +4,8 @@
 optim_wrapper = dict(
     type='AmpOptimWrapper',
     optimizer=dict(type='AdamW', lr=2e-4, betas=(0.95, 0.999), weight_decay=1e-4),
-    paramwise_cfg=dict(flat_decay_mult=0.0))
+    paramwise_cfg=dict(flat_decay_mult=0.0),
+)
 param_scheduler = [
     dict(type='ScalableOneCycleLR', total_steps=60, pct_start=0.2, by_epoch=True, convert_to_iter_based=True),
     dict(type='CosineAnnealingMomentum', eta_min=0.85, begin=0, end=12, by_epoch=True, convert_to_iter_based=True),

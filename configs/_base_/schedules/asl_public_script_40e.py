@@ -2,8 +2,7 @@
 _base_ = 'asl_onecycle_60e.py'
 
 # The script adds its weight decay of 1e-4 to the gradient of a sum over 128 images; our loss is their mean.
-optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='Adam', lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-4 / 128))
+optim_wrapper = dict(optimizer=dict(_delete_=True, type='Adam', lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-4 / 128))
 param_scheduler = [
     dict(type='ScalableOneCycleLR', total_steps=80, pct_start=0.2, by_epoch=True, convert_to_iter_based=True),
     dict(type='CosineAnnealingMomentum', eta_min=0.85, begin=0, end=16, by_epoch=True, convert_to_iter_based=True),

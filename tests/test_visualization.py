@@ -1,0 +1,117 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmdet.engine.hooks import DetVisualizationHook
+from mmengine.runner import Runner
+
+from asl_mmdet.structures import MultiLabelDataSample
+from asl_mmdet.visualization import CORRECT, MISSED, UNJUDGED, WRONG, MultiLabelVisualizer
+
+
+@pytest.fixture
+def visualizer():
+    visualizer = MultiLabelVisualizer(max_labels=4)
+    visualizer.dataset_meta = dict(classes=('cat', 'dog', 'tree', 'sky'))
+    return visualizer
+
+
+@pytest.fixture
+def lines(visualizer, monkeypatch):
+    """Text, colour and position of every line that is drawn."""
+    drawn = []
+    original = visualizer.draw_texts
+
+    def draw_texts(text, position, colors, **kwargs):
+        drawn.append((text, colors, tuple(position[0])))
+        return original(text, position, colors=colors, **kwargs)
+
+    monkeypatch.setattr(visualizer, 'draw_texts', draw_texts)
+    return drawn
+
+
+def sample(**kwargs):
+    fields = {name: torch.tensor(value) for name, value in kwargs.items()}
+    return MultiLabelDataSample(**fields)
+
+
+IMAGE = np.zeros((500, 700, 3), dtype=np.uint8)
+
+
+def test_predictions_are_judged_by_ground_truth(visualizer, lines):
+    visualizer.add_datasample(
+        '', IMAGE, sample(gt_label=[0, 3], gt_unknown=[2], pred_label=[0, 1, 2], pred_score=[0.6, 0.9, 0.7, 0.1])
+    )
+    assert [line[:2] for line in lines] == [
+        ('dog 0.90', WRONG),
+        ('tree 0.70', UNJUDGED),
+        ('cat 0.60', CORRECT),
+        ('missed: sky 0.10', MISSED),
+    ]
+    heights = [y for _, _, (_, y) in lines]
+    assert heights == sorted(set(heights))
+
+
+@pytest.mark.parametrize(
+    'kwargs, expected',
+    [
+        (dict(draw_gt=False), [('dog 0.90', UNJUDGED), ('cat 0.60', UNJUDGED)]),
+        (dict(draw_pred=False), [('cat 0.60', MISSED), ('sky 0.10', MISSED)]),
+        (dict(pred_score_thr=0.7), [('dog 0.90', WRONG), ('missed: cat 0.60', MISSED), ('missed: sky 0.10', MISSED)]),
+    ],
+)
+def test_what_is_written_can_be_chosen(visualizer, lines, kwargs, expected):
+    visualizer.add_datasample(
+        '', IMAGE, sample(gt_label=[0, 3], pred_label=[0, 1], pred_score=[0.6, 0.9, 0.7, 0.1]), **kwargs
+    )
+    assert [line[:2] for line in lines] == expected
+
+
+def test_without_ground_truth_nothing_is_judged(visualizer, lines):
+    visualizer.add_datasample('', IMAGE, sample(pred_label=[3], pred_score=[0.6, 0.9, 0.7, 0.1]))
+    assert [line[:2] for line in lines] == [('sky 0.10', UNJUDGED)]
+
+
+def test_long_lists_are_cut_and_unnamed_classes_numbered(visualizer, lines):
+    visualizer.add_datasample('', IMAGE, sample(pred_label=[0, 1, 2, 3, 4, 5], pred_score=[6.0, 5, 4, 3, 2, 1]))
+    assert [line[0] for line in lines][3:] == ['sky 3.00', 'and 2 more']
+    visualizer.dataset_meta = None
+    lines.clear()
+    visualizer.add_datasample('', IMAGE, sample(pred_label=[1], pred_score=[0.1, 0.2]))
+    assert lines[0][0] == 'class 1 0.20'
+
+
+def test_pictures_are_rgb_and_small_ones_are_enlarged(visualizer, tmp_path):
+    red = np.zeros((48, 24, 3), dtype=np.uint8)
+    red[..., 0] = 255
+    picture = visualizer.add_datasample(
+        '', red, sample(pred_label=[0], pred_score=[0.5]), out_file=str(tmp_path / 'new/a.png')
+    )
+    assert picture.shape == (480, 240, 3) and picture[-1, -1].tolist() == [255, 0, 0]
+    assert (picture[:60] != [255, 0, 0]).any()
+    assert np.array_equal(cv2.imread(str(tmp_path / 'new/a.png'))[..., ::-1], picture)
+    assert visualizer.add_datasample('', IMAGE).shape == IMAGE.shape
+
+
+def test_hook_of_mmdet_draws_classifications(tmp_path):
+    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((50, 50, 3), dtype=np.uint8))
+    one = sample(gt_label=[0], pred_label=[0], pred_score=[0.9])
+    one.set_metainfo(dict(img_path=str(tmp_path / 'a.png')))
+    MultiLabelVisualizer.get_instance(
+        tmp_path.name, vis_backends=[dict(type='LocalVisBackend')], save_dir=str(tmp_path)
+    )
+    hook = DetVisualizationHook(draw=True, interval=1, test_out_dir='drawn')
+    hook._visualizer = MultiLabelVisualizer.get_instance(tmp_path.name)
+
+    class Stub(Runner):
+        iter, work_dir, timestamp = 0, str(tmp_path), 'now'
+
+        def __init__(self):
+            pass
+
+    hook.after_val_iter(Stub(), 0, None, [one])
+    hook.after_test_iter(Stub(), 0, None, [one])
+    assert len(list(Path(tmp_path).glob('vis_data/vis_image/val_img_0.png'))) == 1
+    assert (tmp_path / 'now/drawn/a.png').exists()

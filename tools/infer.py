@@ -1,0 +1,165 @@
+"""Label images with a trained classifier, or find objects with a trained detector."""
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+
+import mmcv
+from mmdet.apis import DetInferencer
+from mmdet.registry import MODELS
+from mmengine.config import Config, DictAction
+from rich.progress import track
+
+from asl_mmdet.checkpoint import read_checkpoint
+from asl_mmdet.inferencer import MultiLabelInferencer, image_files
+from asl_mmdet.models import ImageClassifier
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('images', metavar='IMAGE_OR_FOLDER', help='image file, or folder of images')
+    parser.add_argument('config', metavar='CONFIG', help='config file')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file')
+    parser.add_argument(
+        '--out', type=Path, metavar='FILE', help='write the results as .json, or as .csv; otherwise they are printed'
+    )
+    parser.add_argument('--show-dir', type=Path, metavar='FOLDER', help='write pictures with the results drawn on them')
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        help="probability from which on a label or object counts (default: the head's; detectors: 0.3)",
+    )
+    parser.add_argument('--all-scores', action='store_true', help='classifiers, JSON: probabilities of all classes')
+    parser.add_argument('--batch-size', type=int, default=1)
+    parser.add_argument('--device', help='such as cuda:1 (default: a GPU where there is one)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings of the config'
+    )
+    args = parser.parse_args()
+    if args.out and args.out.suffix not in ('.json', '.csv'):
+        parser.error(f'--out {args.out}: results are written as .json or .csv')
+    if args.all_scores and (not args.out or args.out.suffix != '.json'):
+        parser.error('--all-scores: probabilities of all classes are written as JSON, --out FILE.json')
+    for path in (args.config, args.checkpoint):
+        if not Path(path).is_file():
+            parser.error(f'there is no file {path}')
+    try:
+        files = image_files(args.images)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    model = MODELS.get(cfg.model.type)
+    if model is None:
+        parser.error(f'{args.config}: there is no model of type {cfg.model.type}')
+    try:
+        results, skipped = (classify if issubclass(model, ImageClassifier) else detect)(cfg, files, args)
+    except ValueError as error:
+        parser.exit(1, f'{error}\n')
+
+    write(results, args.out)
+    print(f'{len(results)} of {len(files)} images', end='')
+    print(
+        f', results in {args.out}' if args.out else '',
+        f', pictures in {args.show_dir}' if args.show_dir else '',
+        sep='',
+    )
+    if skipped:
+        print(f'{len(skipped)} could not be read: {", ".join(skipped)}', file=sys.stderr)
+    if not results:
+        parser.exit(1)
+
+
+def classify(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[list[dict], list[str]]:
+    if args.score_thr is not None:
+        cfg.model.head.thr = args.score_thr
+    inferencer = MultiLabelInferencer(cfg, args.checkpoint, args.device)
+    found = inferencer(files, batch_size=args.batch_size, picture_dir=args.show_dir, all_scores=args.all_scores)
+    return found['predictions'], [item['image'] for item in found['skipped']]
+
+
+def detect(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[list[dict], list[str]]:
+    read_checkpoint(args.checkpoint)  # refuses what DetInferencer might load by running code from it
+    threshold = 0.3 if args.score_thr is None else args.score_thr
+    inferencer = DetInferencer(cfg, args.checkpoint, args.device, show_progress=False)
+    classes = inferencer.model.dataset_meta['classes']
+    results, skipped = [], []
+    for start in track(range(0, len(files), args.batch_size), description='Inference'):
+        batch = {}
+        for file in files[start : start + args.batch_size]:
+            try:
+                image = mmcv.imread(file)
+            except OSError:
+                image = None
+            if image is None:
+                skipped.append(file)
+            else:
+                batch[file] = image
+        if not batch:
+            continue
+        found = inferencer(
+            list(batch.values()),
+            batch_size=args.batch_size,
+            return_vis=args.show_dir is not None,
+            pred_score_thr=threshold,
+        )
+        for i, (file, prediction) in enumerate(zip(batch, found['predictions'])):
+            objects = zip(prediction['labels'], prediction['scores'], prediction['bboxes'])
+            results.append(
+                dict(
+                    image=file,
+                    objects=[
+                        dict(label=classes[label], index=label, score=score, box=box)
+                        for label, score, box in objects
+                        if score >= threshold
+                    ],
+                )
+            )
+            if args.show_dir:
+                mmcv.imwrite(found['visualization'][i][..., ::-1], str(args.show_dir / Path(file).name))
+    return results, skipped
+
+
+def write(results: list[dict], out: Path | None) -> None:
+    """JSON as it is; CSV with a line for each image of a classifier, or for each object of a detector."""
+    if out is None:
+        for result in results:
+            found = result['labels'] if 'labels' in result else result['objects']
+            print(f'{result["image"]}: ' + ', '.join(f'{one["label"]} {one["score"]:.2f}' for one in found))
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == '.json':
+        out.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding='utf-8')
+        return
+    with open(out, 'w', encoding='utf-8', newline='') as file:
+        writer = csv.writer(file)
+        if results and 'labels' in results[0]:
+            writer.writerow(['image', 'labels', 'scores'])
+            for result in results:
+                writer.writerow(
+                    [
+                        result['image'],
+                        ';'.join(label['label'] for label in result['labels']),
+                        ';'.join(f'{label["score"]:.4f}' for label in result['labels']),
+                    ]
+                )
+        else:
+            writer.writerow(['image', 'label', 'score', 'x1', 'y1', 'x2', 'y2'])
+            for result in results:
+                for one in result['objects']:
+                    writer.writerow(
+                        [
+                            result['image'],
+                            one['label'],
+                            f'{one["score"]:.4f}',
+                            *(f'{value:.1f}' for value in one['box']),
+                        ]
+                    )
+
+
+if __name__ == '__main__':
+    main()
