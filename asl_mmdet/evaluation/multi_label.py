@@ -12,15 +12,17 @@ beyond the scores stays below about 0.3 GB at any number of classes.
     table_8 = precision_recall_f1(counts_at_threshold(scores, targets, 0.8))
     top_3 = precision_recall_f1(counts_of_predictions(top_classes(scores, 3), targets))
 """
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Scores = Union[Tensor, Sequence[Tensor]]
-Indices = Union[Tensor, Tuple[Tensor, Tensor]]
+Scores = Tensor | Sequence[Tensor]
+Indices = Tensor | tuple[Tensor, Tensor]
 
 # Classes are taken together up to so many scores.
 BLOCK_ELEMENTS = 1 << 24
@@ -36,6 +38,7 @@ class SparseLabels:
         partial: (N,) bool, images of which only what is listed is known.
         known: int64 keys of the known labels, positive and negative, of partial images.
     """
+
     num_images: int
     num_classes: int
     positive: np.ndarray
@@ -44,13 +47,15 @@ class SparseLabels:
     known: np.ndarray
 
     @classmethod
-    def from_indices(cls,
-                     num_images: int,
-                     num_classes: int,
-                     positive: Indices,
-                     negative: Optional[Indices] = None,
-                     unknown: Optional[Indices] = None,
-                     partial: Optional[Tensor] = None) -> 'SparseLabels':
+    def from_indices(
+        cls,
+        num_images: int,
+        num_classes: int,
+        positive: Indices,
+        negative: Indices | None = None,
+        unknown: Indices | None = None,
+        partial: Tensor | None = None,
+    ) -> 'SparseLabels':
         """
         Args:
             positive, negative, unknown: images and classes, a pair of int tensors of one length. Where they overlap,
@@ -58,7 +63,7 @@ class SparseLabels:
             partial: (N,) bool. Labels in none of the lists are unknown in these images, and negative in all others.
 
         Raises:
-            ValueError: an image or a class is out of range, or there is none.
+            ValueError: an image or a class is out of range, there is none, or ``partial`` has another length.
         """
         if num_images < 1 or num_classes < 1:
             raise ValueError(f'num_images={num_images}, num_classes={num_classes}: there is nothing to measure')
@@ -72,11 +77,13 @@ class SparseLabels:
                     wrong = index[(index < 0) | (index >= limit)][0]
                     raise ValueError(f'{name} holds {what} {wrong}, but there are {limit}, numbered from 0')
             keys[name] = np.unique(label * num_images + image)
+        if partial is not None and partial.shape != (num_images,):
+            raise ValueError(f'partial has the shape {tuple(partial.shape)}, but there are num_images={num_images}')
         unknown = np.setdiff1d(keys['unknown'], keys['positive'], assume_unique=True)
         if partial is None or not partial.any():
             partial, known = np.zeros(num_images, dtype=bool), unknown[:0]
         else:
-            partial = torch.as_tensor(partial).bool().cpu().numpy()
+            partial = partial.bool().cpu().numpy()
             known = np.union1d(keys['positive'], np.setdiff1d(keys['negative'], unknown, assume_unique=True))
             known = known[partial[known % num_images]]
             unknown = unknown[~partial[unknown % num_images]]
@@ -86,14 +93,16 @@ class SparseLabels:
     def from_dense(cls, targets: Tensor) -> 'SparseLabels':
         """
         Args:
-            targets: (N, C) of 1, 0 and -1 (unknown), any dtype.
+            targets: (N, C) of 1, 0 and -1 (unknown), any dtype that numpy has.
 
         Raises:
             ValueError: another shape or other values.
         """
         if targets.ndim != 2:
-            raise ValueError(f'targets have the shape {tuple(targets.shape)}, but one row an image and one column a '
-                             'class are expected')
+            raise ValueError(
+                f'targets have the shape {tuple(targets.shape)}, but one row an image and one column a '
+                'class are expected'
+            )
         dense = targets.cpu().numpy().reshape(-1)
         listed = np.flatnonzero(dense != 0)
         values = dense[listed]
@@ -126,7 +135,7 @@ class SparseLabels:
         return np.searchsorted(keys, np.arange(self.num_classes + 1) * self.num_images)
 
 
-Targets = Union[Tensor, SparseLabels]
+Targets = Tensor | SparseLabels
 
 
 class Ranking(NamedTuple):
@@ -139,6 +148,7 @@ class Ranking(NamedTuple):
         true_positives: (P,) int64, positives of the group that score as much or more.
         predicted: (P,) int64, known labels of the group that score as much or more.
     """
+
     num_groups: int
     group: np.ndarray
     score: np.ndarray
@@ -148,6 +158,7 @@ class Ranking(NamedTuple):
 
 class Counts(NamedTuple):
     """True positives, predicted labels and positive labels of each class: (C,) int64."""
+
     true_positives: Tensor
     predicted: Tensor
     positives: Tensor
@@ -210,7 +221,7 @@ def official_mean_average_precision(ranking: Ranking) -> float:
     return (average_precision(ranking).nan_to_num() * positives / (positives + 1e-8)).mean().item()
 
 
-def best_f1(ranking: Ranking) -> Tuple[Tensor, Tensor]:
+def best_f1(ranking: Ranking) -> tuple[Tensor, Tensor]:
     """The highest F1 = 2 TP / (predicted + P) that one threshold can reach in each group, and that threshold.
 
     The threshold is the score of a positive label, the highest one where several do as well. What scores as much or
@@ -225,12 +236,12 @@ def best_f1(ranking: Ranking) -> Tuple[Tensor, Tensor]:
     best, threshold = np.full((2, ranking.num_groups), np.nan)
     for group in positives.nonzero()[0]:
         last = starts[group + 1] - 1
-        index = last - f1[starts[group]:starts[group + 1]][::-1].argmax()
+        index = last - f1[starts[group] : starts[group + 1]][::-1].argmax()
         best[group], threshold[group] = f1[index], ranking.score[index]
     return torch.from_numpy(best), torch.from_numpy(threshold)
 
 
-def counts_at_threshold(scores: Scores, targets: Targets, thr: Union[float, Tensor]) -> Counts:
+def counts_at_threshold(scores: Scores, targets: Targets, thr: float | Tensor) -> Counts:
     """Counts when every class that scores ``thr`` or more is predicted.
 
     Args:
@@ -243,13 +254,15 @@ def counts_at_threshold(scores: Scores, targets: Targets, thr: Union[float, Tens
     blocks, labels = _checked(scores, targets)
     dtype = blocks[0].dtype
     thr = torch.as_tensor(thr, dtype=torch.float64).cpu().numpy().astype(dtype)
-    if thr.ndim and thr.shape != (labels.num_classes, ):
-        raise ValueError(f'thr has the shape {thr.shape}, but a single number or one for each of {labels.num_classes} '
-                         'classes is expected')
+    if thr.ndim and thr.shape != (labels.num_classes,):
+        raise ValueError(
+            f'thr has the shape {thr.shape}, but a single number or one for each of {labels.num_classes} '
+            'classes is expected'
+        )
     thr = np.broadcast_to(thr, labels.num_classes)
     predicted = np.zeros(labels.num_classes, dtype=np.int64)
     for image, block in _numbered(blocks):
-        partial = labels.partial[image:image + len(block)]
+        partial = labels.partial[image : image + len(block)]
         predicted += np.count_nonzero((block[~partial] if partial.any() else block) >= thr, axis=0)
 
     def count(keys: np.ndarray) -> np.ndarray:
@@ -281,7 +294,7 @@ def top_classes(scores: Scores, k: int) -> Tensor:
         num_classes = block.shape[1]
         k = min(k, num_classes)
         size = max(1, BLOCK_ELEMENTS // max(num_classes, 1))
-        for rows in (block[first:first + size] for first in range(0, len(block), size)):
+        for rows in (block[first : first + size] for first in range(0, len(block), size)):
             last = np.partition(rows, num_classes - k, axis=1)[:, num_classes - k, None]
             chosen = rows >= last
             tied = np.count_nonzero(chosen, axis=1) > k
@@ -309,11 +322,12 @@ def counts_of_predictions(classes: Tensor, targets: Targets) -> Counts:
     keys = np.sort((classes.cpu().numpy().astype(np.int64) * labels.num_images + image).reshape(-1))
     true_positives, predicted = (
         torch.from_numpy(np.bincount(chosen // labels.num_images, minlength=labels.num_classes))
-        for chosen in (keys[labels.is_positive(keys)], keys[labels.is_known(keys)]))
+        for chosen in (keys[labels.is_positive(keys)], keys[labels.is_known(keys)])
+    )
     return Counts(true_positives, predicted, labels.num_positive)
 
 
-def class_precision_recall(counts: Counts) -> Tuple[Tensor, Tensor]:
+def class_precision_recall(counts: Counts) -> tuple[Tensor, Tensor]:
     """Precision TP / predicted and recall TP / P of each class, (C,) float64.
 
     The precision of a class that is never predicted is 0, as with ``zero_division=0`` in scikit-learn. Both are NaN for
@@ -324,7 +338,7 @@ def class_precision_recall(counts: Counts) -> Tuple[Tensor, Tensor]:
     return precision.masked_fill(positives == 0, torch.nan), counts.true_positives / positives
 
 
-def precision_recall_f1(counts: Counts, classes: Optional[Tensor] = None) -> Dict[str, float]:
+def precision_recall_f1(counts: Counts, classes: Tensor | None = None) -> dict[str, float]:
     """CP, CR, CF1, OP, OR and OF1 of tables 8 to 11.
 
     CP and CR are means of :func:`class_precision_recall` over classes, and CF1 is their harmonic mean,
@@ -340,8 +354,10 @@ def precision_recall_f1(counts: Counts, classes: Optional[Tensor] = None) -> Dic
         precision, recall = precision[classes], recall[classes]
     true_positives, predicted, positives = (count.sum().double() for count in counts)
     results = {}
-    for letter, p, r in (('C', precision.nanmean(), recall.nanmean()),
-                         ('O', true_positives / predicted.clamp(min=1), true_positives / positives)):
+    for letter, p, r in (
+        ('C', precision.nanmean(), recall.nanmean()),
+        ('O', true_positives / predicted.clamp(min=1), true_positives / positives),
+    ):
         p, r = p.item(), r.item()
         results.update({f'{letter}P': p, f'{letter}R': r, f'{letter}F1': 2 * p * r / (p + r) if p + r != 0 else 0.0})
     return results
@@ -369,24 +385,27 @@ def class_f1(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
         if len(wrong):
             raise ValueError(f'{name} holds class {wrong[0].item()}, but there are {num_classes}, numbered from 0')
     true_positives, predicted, positives = (
-        classes.long().bincount(minlength=num_classes) for classes in (target[predicted == target], predicted, target))
+        classes.long().bincount(minlength=num_classes) for classes in (target[predicted == target], predicted, target)
+    )
     return 2 * true_positives.double() / (predicted + positives)
 
 
-def _row_blocks(scores: Scores) -> List[np.ndarray]:
+def _row_blocks(scores: Scores) -> list[np.ndarray]:
     blocks = [scores] if isinstance(scores, Tensor) else list(scores)
     dtype = torch.float64 if any(block.dtype == torch.float64 for block in blocks) else torch.float32
     blocks = [block.detach().to('cpu', dtype).numpy() for block in blocks]
     if not blocks or any(block.ndim != 2 or block.shape[1] != blocks[0].shape[1] for block in blocks):
-        raise ValueError(f'scores have the shapes {sorted({block.shape for block in blocks})}, but one row an image '
-                         'and one column a class are expected')
+        raise ValueError(
+            f'scores have the shapes {sorted({block.shape for block in blocks})}, but one row an image '
+            'and one column a class are expected'
+        )
     # A sum is several times as fast as isfinite, and finite only if all its terms are.
     if not all(np.isfinite(block.sum()) or np.isfinite(block).all() for block in blocks):
         raise ValueError('scores hold NaN or infinity')
     return blocks
 
 
-def _checked(scores: Scores, targets: Targets) -> Tuple[List[np.ndarray], SparseLabels]:
+def _checked(scores: Scores, targets: Targets) -> tuple[list[np.ndarray], SparseLabels]:
     labels = targets if isinstance(targets, SparseLabels) else SparseLabels.from_dense(targets)
     blocks = _row_blocks(scores)
     shape, expected = (sum(map(len, blocks)), blocks[0].shape[1]), (labels.num_images, labels.num_classes)
@@ -402,7 +421,7 @@ def _contains(members: np.ndarray, keys: np.ndarray) -> np.ndarray:
     return members.take(np.searchsorted(members, keys), mode='clip') == keys
 
 
-def _numbered(blocks: Sequence[np.ndarray]) -> Iterator[Tuple[int, np.ndarray]]:
+def _numbered(blocks: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
     """Row blocks with the number of the first image of each."""
     image = 0
     for block in blocks:
@@ -443,14 +462,14 @@ def _sorted_scores(blocks: Sequence[np.ndarray], labels: SparseLabels, together:
         for image, block in _numbered(blocks):
             rows = block[:, first:last]
             if labels.partial.any():
-                rows = rows[complete[image:image + len(block)]]
-            values[:, end:end + len(rows)] = rows.T
+                rows = rows[complete[image : image + len(block)]]
+            values[:, end : end + len(rows)] = rows.T
             end += len(rows)
-        label, image = np.divmod(labels.unknown[unknown_starts[first]:unknown_starts[last]], labels.num_images)
+        label, image = np.divmod(labels.unknown[unknown_starts[first] : unknown_starts[last]], labels.num_images)
         values[label - first, position[image]] = -np.inf
         for start, stop in [(first, last)] if together else [(i, i + 1) for i in range(first, last)]:
-            group = values[start - first:stop - first].reshape(-1)
+            group = values[start - first : stop - first].reshape(-1)
             if known.size:
-                group = np.concatenate((group, known[known_starts[start]:known_starts[stop]]))
+                group = np.concatenate((group, known[known_starts[start] : known_starts[stop]]))
             group.sort()
             yield group

@@ -1,6 +1,7 @@
 """The metrics of the paper's tables 4 to 12 for mmengine's evaluation loops."""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -12,9 +13,19 @@ from terminaltables import AsciiTable
 from torch import Tensor
 
 from ..structures import GROUND_TRUTH
-from .multi_label import (SparseLabels, average_precision, best_f1, class_f1, class_precision_recall,
-                          counts_at_threshold, counts_of_predictions, official_mean_average_precision,
-                          precision_recall_f1, rank_positives, top_classes)
+from .multi_label import (
+    SparseLabels,
+    average_precision,
+    best_f1,
+    class_f1,
+    class_precision_recall,
+    counts_at_threshold,
+    counts_of_predictions,
+    official_mean_average_precision,
+    precision_recall_f1,
+    rank_positives,
+    top_classes,
+)
 
 DECISION_ITEMS = ('CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
 ITEMS = ('mAP', 'mAP_micro', *DECISION_ITEMS, 'macro_F1')
@@ -23,21 +34,24 @@ ITEMS = ('mAP', 'mAP_micro', *DECISION_ITEMS, 'macro_F1')
 @dataclass
 class _Batch:
     """n images: what was predicted and what is true, in arrays, which are pickled without what lies beside them."""
+
     num_classes: int
-    scores: Optional[np.ndarray]  # (n, C) float32
-    top: Optional[np.ndarray]  # (n, topk) int32
-    best: Optional[np.ndarray]  # (n,) int32
-    labels: Dict[str, np.ndarray]  # by the names of GROUND_TRUTH: int32 class indices, image after image
-    lengths: Dict[str, np.ndarray]  # by the same names: (n,) int32, how many of them belong to each image
+    scores: np.ndarray | None  # (n, C) float32
+    top: np.ndarray | None  # (n, topk) int32
+    best: np.ndarray | None  # (n,) int32
+    labels: dict[str, np.ndarray]  # by the names of GROUND_TRUTH: int32 class indices, image after image
+    lengths: dict[str, np.ndarray]  # by the same names: (n,) int32, how many of them belong to each image
     partial: np.ndarray  # (n,) bool
 
     def __len__(self) -> int:
         return len(self.partial)
 
     def head(self, n: int) -> '_Batch':
-        arrays = {name: None if (array := getattr(self, name)) is None else array[:n]
-                  for name in ('scores', 'top', 'best', 'partial')}
-        labels = {name: array[:self.lengths[name][:n].sum()] for name, array in self.labels.items()}
+        arrays = {
+            name: None if (array := getattr(self, name)) is None else array[:n]
+            for name in ('scores', 'top', 'best', 'partial')
+        }
+        labels = {name: array[: self.lengths[name][:n].sum()] for name, array in self.labels.items()}
         lengths = {name: array[:n] for name, array in self.lengths.items()}
         return _Batch(num_classes=self.num_classes, labels=labels, lengths=lengths, **arrays)
 
@@ -61,8 +75,8 @@ class MultiLabelMetric(BaseMetric):
 
     Args:
         items: what to report, of mAP, mAP_micro, CP, CR, CF1, OP, OR, OF1 and macro_F1.
-        thr: a class that scores as much or more is predicted, in (0, 1). 0.5 is mmpretrain's; the official code
-            validates at 0.8, which gives the figures of table 8. None leaves out what depends on it.
+        thr: a class that scores as much or more is predicted, in (0, 1). 0.5 is mmpretrain's default; the official code
+            validates above 0.8. None leaves out what depends on it.
         topk: so many classes of each image are predicted for the second set of figures. None leaves them out.
         require_negatives: average over the classes that have both a positive and a negative (Open Images).
         official_map: add ``mAP_official``, where a class without positives counts 0.
@@ -80,19 +94,21 @@ class MultiLabelMetric(BaseMetric):
 
     default_prefix = 'multi-label'
 
-    def __init__(self,
-                 items: Sequence[str] = ('mAP', *DECISION_ITEMS),
-                 thr: Optional[float] = 0.5,
-                 topk: Optional[int] = 3,
-                 require_negatives: bool = False,
-                 official_map: bool = False,
-                 best_threshold: bool = False,
-                 per_class: bool = False,
-                 collect_device: str = 'cpu',
-                 prefix: Optional[str] = None,
-                 collect_dir: Optional[str] = None) -> None:
+    def __init__(
+        self,
+        items: Sequence[str] = ('mAP', *DECISION_ITEMS),
+        thr: float | None = 0.5,
+        topk: int | None = 3,
+        require_negatives: bool = False,
+        official_map: bool = False,
+        best_threshold: bool = False,
+        per_class: bool = False,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+        collect_dir: str | None = None,
+    ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix, collect_dir=collect_dir)
-        items = (items, ) if isinstance(items, str) else tuple(items)
+        items = (items,) if isinstance(items, str) else tuple(items)
         wrong = [item for item in items if item not in ITEMS]
         if wrong or not items:
             raise ValueError(f'items={items} of MultiLabelMetric must be some of {", ".join(ITEMS)}')
@@ -132,7 +148,9 @@ class MultiLabelMetric(BaseMetric):
                 best=top_classes(scores, 1)[:, 0].to(torch.int32).numpy() if 'macro_F1' in self.items else None,
                 labels=labels,
                 lengths=lengths,
-                partial=np.array([sample.get('untagged_weight', 1.0) < 1 for sample in data_samples])))
+                partial=np.array([sample.get('untagged_weight', 1.0) < 1 for sample in data_samples]),
+            )
+        )
 
     def evaluate(self, size: int) -> dict:
         """As mmengine's, but what is gathered is one result a process, all its batches, instead of one an image."""
@@ -142,7 +160,7 @@ class MultiLabelMetric(BaseMetric):
         finally:
             self.results = []
 
-    def compute_metrics(self, results: List[Tuple[int, List[_Batch]]]) -> Dict[str, float]:
+    def compute_metrics(self, results: list[tuple[int, list[_Batch]]]) -> dict[str, float]:
         batches = _without_padding(results)
         if not batches:
             raise ValueError('MultiLabelMetric got no predictions: the data set is empty, or process was never called')
@@ -155,8 +173,10 @@ class MultiLabelMetric(BaseMetric):
         if self.require_negatives:
             averaged &= labels.num_known > labels.num_positive
             if not averaged.any():
-                raise ValueError('no class has both a positive and a negative label among its known ones; set '
-                                 'require_negatives=False to average over all that have a positive')
+                raise ValueError(
+                    'no class has both a positive and a negative label among its known ones; set '
+                    'require_negatives=False to average over all that have a positive'
+                )
 
         shares, thresholds = {}, {}
         class_shares, class_thresholds = {}, {}
@@ -182,8 +202,10 @@ class MultiLabelMetric(BaseMetric):
             values = precision_recall_f1(count, averaged)
             shares.update({item + suffix: values[item] for item in DECISION_ITEMS if item in self.items})
         if 'macro_F1' in self.items:
-            predicted, target = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(
-                *((batch.best, batch.labels['gt_label']) for batch in batches)))
+            predicted, target = (
+                torch.from_numpy(np.concatenate(arrays))
+                for arrays in zip(*((batch.best, batch.labels['gt_label']) for batch in batches))
+            )
             class_shares['F1'] = class_f1(predicted, target, num_classes)
             shares['macro_F1'] = class_shares['F1'].nanmean()
         if self.best_threshold:
@@ -202,7 +224,7 @@ class MultiLabelMetric(BaseMetric):
         return metrics
 
     @property
-    def _class_names(self) -> Optional[Sequence[str]]:
+    def _class_names(self) -> Sequence[str] | None:
         return (self.dataset_meta or {}).get('classes')
 
     def _scores(self, data_samples: Sequence[dict]) -> Tensor:
@@ -212,31 +234,42 @@ class MultiLabelMetric(BaseMetric):
         for sample in data_samples:
             score = sample.get('pred_score')
             if score is None:
-                raise ValueError(f'{_image(sample)} has no pred_score: in predict mode the model has to write the '
-                                 'probabilities of all classes there')
+                raise ValueError(
+                    f'{_image(sample)} has no pred_score: in predict mode the model has to write the '
+                    'probabilities of all classes there'
+                )
             expected = expected or sample.get('num_classes', score.numel())
             for num_classes in (expected, sample.get('num_classes', expected)):
-                if score.shape != (num_classes, ):
-                    raise ValueError(f'pred_score of {_image(sample)} has the shape {tuple(score.shape)}, but its data '
-                                     f'set has {num_classes} classes; set model.head.num_classes={num_classes}')
+                if score.shape != (num_classes,):
+                    raise ValueError(
+                        f'pred_score of {_image(sample)} has the shape {tuple(score.shape)}, but its data '
+                        f'set has {num_classes} classes; set model.head.num_classes={num_classes}'
+                    )
         scores = torch.stack([sample['pred_score'].detach() for sample in data_samples]).to('cpu', torch.float32)
         # A softmax may exceed 1 by its rounding error. NaN is in no range.
         if not (scores.numpy().min() >= 0 and scores.numpy().max() <= 1.001):
             row, column = (~((scores >= 0) & (scores <= 1.001))).nonzero()[0].tolist()
-            raise ValueError(f'pred_score of {_image(data_samples[row])} holds {scores[row, column].item()} for class '
-                             f'{column}, but probabilities lie in [0, 1]; NaN tells of a diverged model, other values '
-                             'of logits without a sigmoid')
+            raise ValueError(
+                f'pred_score of {_image(data_samples[row])} holds {scores[row, column].item()} for class '
+                f'{column}, but probabilities lie in [0, 1]; NaN tells of a diverged model, other values '
+                'of logits without a sigmoid'
+            )
         return scores
 
-    def _labels(self, data_samples: Sequence[dict],
-                num_classes: int) -> Tuple[Dict[str, np.ndarray], Dict[str, np.ndarray]]:
+    def _labels(
+        self, data_samples: Sequence[dict], num_classes: int
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         for sample in data_samples:
             if all(sample.get(name) is None for name in GROUND_TRUTH):
-                raise ValueError(f'{_image(sample)} has no ground truth: none of {", ".join(GROUND_TRUTH)} is set. An '
-                                 'image without any positive class has an empty gt_label')
+                raise ValueError(
+                    f'{_image(sample)} has no ground truth: none of {", ".join(GROUND_TRUTH)} is set. An '
+                    'image without any positive class has an empty gt_label'
+                )
             if 'macro_F1' in self.items and (sample.get('gt_label') is None or len(sample['gt_label']) != 1):
-                raise ValueError(f'gt_label of {_image(sample)} has not exactly one class, as macro_F1 needs; take '
-                                 'macro_F1 out of items for multi-label data')
+                raise ValueError(
+                    f'gt_label of {_image(sample)} has not exactly one class, as macro_F1 needs; take '
+                    'macro_F1 out of items for multi-label data'
+                )
         labels, lengths = {}, {}
         for name in GROUND_TRUTH:
             listed = [sample.get(name) for sample in data_samples]
@@ -246,8 +279,10 @@ class MultiLabelMetric(BaseMetric):
             if not _are_classes(joined, num_classes):
                 index = next(i for i, classes in enumerate(listed) if not _are_classes(classes, num_classes))
                 sample = data_samples[lengths[name].nonzero()[0][index]]
-                raise ValueError(f'{name} of {_image(sample)} is {listed[index]}, but must list class indices from 0 to '
-                                 f'{num_classes - 1}')
+                raise ValueError(
+                    f'{name} of {_image(sample)} is {listed[index]}, but must list class indices from 0 to '
+                    f'{num_classes - 1}'
+                )
             labels[name] = joined.to(torch.int32).numpy()
         return labels, lengths
 
@@ -257,7 +292,7 @@ def _are_classes(labels: Tensor, num_classes: int) -> bool:
     return integers and not ((labels < 0) | (labels >= num_classes)).any()
 
 
-def _without_padding(shards: Sequence[Tuple[int, List[_Batch]]]) -> List[_Batch]:
+def _without_padding(shards: Sequence[tuple[int, list[_Batch]]]) -> list[_Batch]:
     """All batches, less the images that the sampler repeated to give every process the same number.
 
     Process r of W has the images r, r + W, r + 2 W ... of the data set; repeated ones have numbers beyond its size.
@@ -284,8 +319,9 @@ def _sparse_labels(batches: Sequence[_Batch]) -> SparseLabels:
     return SparseLabels.from_indices(num_images, batches[0].num_classes, *indices, partial)
 
 
-def _log_table(names: Sequence[str], positives: Tensor, shares: Dict[str, Tensor],
-               thresholds: Dict[str, Tensor]) -> None:
+def _log_table(
+    names: Sequence[str], positives: Tensor, shares: dict[str, Tensor], thresholds: dict[str, Tensor]
+) -> None:
     rows = [['class', 'positives', *shares, *thresholds]]
     for i, name in enumerate(names):
         cells = [f'{100 * column[i]:.1f}' for column in shares.values()]

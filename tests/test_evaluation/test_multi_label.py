@@ -1,4 +1,5 @@
 """Cases by hand, scikit-learn, and counting one by one, against the metric functions."""
+
 import warnings
 
 import numpy as np
@@ -6,12 +7,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import (average_precision_score, f1_score, precision_recall_curve,
-                             precision_recall_fscore_support)
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, precision_recall_fscore_support
 
-from asl_mmdet.evaluation import (Counts, SparseLabels, average_precision, best_f1, class_f1, class_precision_recall,
-                                  counts_at_threshold, counts_of_predictions, multi_label,
-                                  official_mean_average_precision, precision_recall_f1, rank_positives, top_classes)
+from asl_mmdet.evaluation import (
+    Counts,
+    SparseLabels,
+    average_precision,
+    best_f1,
+    class_f1,
+    class_precision_recall,
+    counts_at_threshold,
+    counts_of_predictions,
+    multi_label,
+    official_mean_average_precision,
+    precision_recall_f1,
+    rank_positives,
+    top_classes,
+)
 
 NAN = float('nan')
 
@@ -50,7 +62,7 @@ def known(scores, targets, column):
 
 def test_average_precision_by_hand():
     # Class 0: positives at ranks 1 and 3 of 4: (1 + 2/3) / 2. Class 1: ranks 2 and 4: (1/2 + 2/4) / 2. Class 2: none.
-    scores = torch.tensor([[.9, .9, .1], [.8, .8, .2], [.7, .7, .3], [.6, .6, .4]])
+    scores = torch.tensor([[0.9, 0.9, 0.1], [0.8, 0.8, 0.2], [0.7, 0.7, 0.3], [0.6, 0.6, 0.4]])
     targets = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0]])
     ap = average_precision(rank_positives(scores, targets))
     assert ap.tolist() == pytest.approx([5 / 6, 1 / 2, NAN], nan_ok=True)
@@ -67,7 +79,7 @@ def test_equal_scores_share_the_last_rank():
 
 def test_unknown_labels_are_not_there():
     # Without the unknown .8 the positives lie at ranks 1 and 2 of 3; as a negative it would make (1 + 2/3) / 2.
-    scores, targets = torch.tensor([[.9], [.8], [.7], [.1]]), torch.tensor([[1], [-1], [1], [0]])
+    scores, targets = torch.tensor([[0.9], [0.8], [0.7], [0.1]]), torch.tensor([[1], [-1], [1], [0]])
     assert average_precision(rank_positives(scores, targets)).tolist() == [1.0]
     assert average_precision(rank_positives(scores, targets, micro=True)).tolist() == [1.0]
 
@@ -91,7 +103,7 @@ def test_official_definition():
     # The official code's sum over classes with P + 1e-8, here on scores without ties, one class without positives.
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(200, 6, generator=generator, dtype=torch.float64)
-    targets = (torch.rand(200, 6, generator=generator) < torch.tensor([.5, .3, .1, .02, .9, 0.])).long()
+    targets = (torch.rand(200, 6, generator=generator) < torch.tensor([0.5, 0.3, 0.1, 0.02, 0.9, 0.0])).long()
     expected = 0.0
     for score, target in zip(scores.T, targets.T):
         hits = target[score.argsort(descending=True)]
@@ -116,9 +128,16 @@ def test_class_and_overall_figures_by_hand():
     # predicted: precision 0. Class 3: no positive, 1 predicted: no part in CP, but in OP.
     counts = Counts(torch.tensor([1, 1, 0, 0]), torch.tensor([2, 1, 0, 1]), torch.tensor([1, 3, 1, 0]))
     results = precision_recall_f1(counts)
-    assert results == pytest.approx(dict(
-        CP=(1 / 2 + 1 + 0) / 3, CR=(1 + 1 / 3 + 0) / 3, CF1=2 * (1 / 2) * (4 / 9) / (1 / 2 + 4 / 9),
-        OP=2 / 4, OR=2 / 5, OF1=2 * .5 * .4 / .9))
+    assert results == pytest.approx(
+        dict(
+            CP=(1 / 2 + 1 + 0) / 3,
+            CR=(1 + 1 / 3 + 0) / 3,
+            CF1=2 * (1 / 2) * (4 / 9) / (1 / 2 + 4 / 9),
+            OP=2 / 4,
+            OR=2 / 5,
+            OF1=2 * 0.5 * 0.4 / 0.9,
+        )
+    )
     results = precision_recall_f1(counts, torch.tensor([True, True, False, False]))
     assert (results['CP'], results['CR'], results['OP']) == pytest.approx((3 / 4, 2 / 3, 2 / 4))
 
@@ -139,9 +158,9 @@ def test_nothing_predicted_and_nothing_positive():
 
 
 def test_threshold_belongs_to_the_predicted():
-    scores, targets = torch.tensor([[.3], [.5], [.7]]), torch.tensor([[1], [1], [0]])
+    scores, targets = torch.tensor([[0.3], [0.5], [0.7]]), torch.tensor([[1], [1], [0]])
     # 0.3 and 0.7 are no float32 numbers: the threshold is rounded as the scores are.
-    predicted = [counts_at_threshold(scores, targets, thr).predicted.item() for thr in (.3, .5, .50001, .7, .8)]
+    predicted = [counts_at_threshold(scores, targets, thr).predicted.item() for thr in (0.3, 0.5, 0.50001, 0.7, 0.8)]
     assert predicted == [3, 2, 1, 1, 0]
 
 
@@ -156,18 +175,20 @@ def test_counts_at_a_threshold_are_those_of_scikit_learn(evaluation, thr):
         expected = (NAN, NAN)
         if truth.any():
             expected = precision_recall_fscore_support(
-                truth, score >= np.float32(thr), average='binary', zero_division=0)[:2]
+                truth, score >= np.float32(thr), average='binary', zero_division=0
+            )[:2]
         assert (precision[column].item(), recall[column].item()) == pytest.approx(expected, nan_ok=True)
     mask = targets != -1
     if (targets == 1).any():
         expected = precision_recall_fscore_support(
-            targets[mask], scores[mask] >= torch.tensor(thr), average='binary', zero_division=0)
+            targets[mask], scores[mask] >= torch.tensor(thr), average='binary', zero_division=0
+        )
         results = precision_recall_f1(counts)
         assert [results[name] for name in ('OP', 'OR', 'OF1')] == pytest.approx(expected[:3])
 
 
 def test_top_classes_by_hand():
-    scores = torch.tensor([[.1, .9, .5, .7], [.5, .5, .5, .5], [.2, .8, .2, .2], [0., 0., 0., 1.]])
+    scores = torch.tensor([[0.1, 0.9, 0.5, 0.7], [0.5, 0.5, 0.5, 0.5], [0.2, 0.8, 0.2, 0.2], [0.0, 0.0, 0.0, 1.0]])
     assert top_classes(scores, 2).tolist() == [[1, 3], [0, 1], [0, 1], [0, 3]]
     assert top_classes([scores[:1], scores[1:]], 9).tolist() == [[0, 1, 2, 3]] * 4
 
@@ -207,8 +228,11 @@ def test_no_threshold_gives_a_higher_f1(evaluation):
     scores, targets = evaluation
     for micro in (False, True):
         f1, thr = best_f1(rank_positives(row_blocks(scores), targets, micro))
-        groups = [(targets[targets != -1].numpy(), scores[targets != -1].numpy())] if micro else \
-            [known(scores, targets, column) for column in range(targets.shape[1])]
+        groups = (
+            [(targets[targets != -1].numpy(), scores[targets != -1].numpy())]
+            if micro
+            else [known(scores, targets, column) for column in range(targets.shape[1])]
+        )
         for (truth, score), best, threshold in zip(groups, f1.tolist(), thr.tolist()):
             if not truth.any():
                 assert np.isnan(best) and np.isnan(threshold)
@@ -226,7 +250,7 @@ def test_no_threshold_gives_a_higher_f1(evaluation):
 
 def test_best_threshold_is_the_highest_of_equals():
     # At .9: TP 1 of 1 predicted, F1 2/3. At .6: TP 2 of 4 predicted, F1 2/3.
-    scores, targets = torch.tensor([[.9], [.8], [.7], [.6]]), torch.tensor([[1], [0], [0], [1]])
+    scores, targets = torch.tensor([[0.9], [0.8], [0.7], [0.6]]), torch.tensor([[1], [0], [0], [1]])
     f1, thr = best_f1(rank_positives(scores, targets))
     assert (f1.item(), thr.item()) == pytest.approx((2 / 3, 0.9))
 
@@ -255,16 +279,22 @@ def test_listed_labels_give_what_dense_ones_give(evaluation, seed):
     for micro in (False, True):
         expected, ranking = rank_positives(scores, targets, micro), rank_positives(row_blocks(scores), labels, micro)
         assert all(np.array_equal(a, b) for a, b in zip(expected, ranking))
-    for expected, counts in ((counts_at_threshold(scores, targets, .5), counts_at_threshold(scores, labels, .5)),
-                             (counts_of_predictions(top_classes(scores, 2), targets),
-                              counts_of_predictions(top_classes(scores, 2), labels))):
+    for expected, counts in (
+        (counts_at_threshold(scores, targets, 0.5), counts_at_threshold(scores, labels, 0.5)),
+        (counts_of_predictions(top_classes(scores, 2), targets), counts_of_predictions(top_classes(scores, 2), labels)),
+    ):
         assert all(a.equal(b) for a, b in zip(expected, counts))
 
 
 def test_only_what_is_listed_is_known_of_partial_images():
     labels = SparseLabels.from_indices(
-        2, 4, positive=torch.tensor([[0, 1], [0, 0]]), negative=torch.tensor([[0, 0, 1], [1, 2, 3]]),
-        unknown=torch.tensor([[0, 1], [2, 1]]), partial=torch.tensor([True, False]))
+        2,
+        4,
+        positive=torch.tensor([[0, 1], [0, 0]]),
+        negative=torch.tensor([[0, 0, 1], [1, 2, 3]]),
+        unknown=torch.tensor([[0, 1], [2, 1]]),
+        partial=torch.tensor([True, False]),
+    )
     # Image 0: 1 positive, 1 negative, 2 contested, 3 untagged. Image 1: only class 1 is unknown.
     assert labels.num_known.tolist() == [2, 1, 1, 1]
     counts = counts_at_threshold(torch.ones(2, 4), labels, 0.5)
@@ -273,35 +303,43 @@ def test_only_what_is_listed_is_known_of_partial_images():
 
 def test_positive_wins_over_unknown_and_repetitions_count_once():
     labels = SparseLabels.from_indices(
-        1, 3, torch.tensor([[0, 0], [1, 1]]), negative=torch.tensor([[0], [1]]), unknown=torch.tensor([[0], [1]]))
+        1, 3, torch.tensor([[0, 0], [1, 1]]), negative=torch.tensor([[0], [1]]), unknown=torch.tensor([[0], [1]])
+    )
     assert labels.num_positive.tolist() == [0, 1, 0] and labels.num_known.tolist() == [1, 1, 1]
 
 
 # ---------------------------------------------------------------------------------------------------------- wrong input
 
 
-@pytest.mark.parametrize('call, message', [
-    (lambda: SparseLabels.from_dense(torch.tensor([[0, 2]])), 'targets hold 2'),
-    (lambda: SparseLabels.from_dense(torch.tensor([[0.5]])), 'targets hold 0.5'),
-    (lambda: SparseLabels.from_dense(torch.tensor([[NAN]])), 'targets hold nan'),
-    (lambda: SparseLabels.from_dense(torch.tensor([0, 1])), r'shape \(2,\)'),
-    (lambda: SparseLabels.from_dense(torch.empty(0, 3)), 'nothing to measure'),
-    (lambda: SparseLabels.from_indices(2, 3, torch.tensor([[0], [3]])), 'positive holds class 3, but there are 3'),
-    (lambda: SparseLabels.from_indices(2, 3, torch.tensor([[2], [0]])), 'positive holds image 2, but there are 2'),
-    (lambda: rank_positives(torch.rand(4, 3), torch.zeros(4, 2)), r'scores have the shape \(4, 3\)'),
-    (lambda: rank_positives([torch.rand(2, 3), torch.rand(1, 3)], torch.zeros(4, 3)), r'the shape \(3, 3\)'),
-    (lambda: rank_positives([torch.rand(2, 3), torch.rand(2, 2)], torch.zeros(4, 3)), 'scores have the shapes'),
-    (lambda: rank_positives([], torch.zeros(4, 3)), 'scores have the shapes'),
-    (lambda: rank_positives(torch.tensor([[NAN]]), torch.ones(1, 1)), 'NaN'),
-    (lambda: counts_at_threshold(torch.tensor([[float('inf')]]), torch.ones(1, 1), .5), 'infinity'),
-    (lambda: counts_at_threshold(torch.rand(4, 3), torch.zeros(4, 3), torch.rand(2)), r'thr has the shape \(2,\)'),
-    (lambda: top_classes(torch.rand(4, 3), 0), 'k=0'),
-    (lambda: top_classes(torch.tensor([[NAN, 1.]]), 1), 'NaN'),
-    (lambda: counts_of_predictions(torch.zeros(3, 1), torch.zeros(4, 3)), '3 images, but targets have 4'),
-    (lambda: class_f1(torch.tensor([0, 3]), torch.tensor([0, 1]), 3), 'predicted holds class 3'),
-    (lambda: class_f1(torch.tensor([0, 1]), torch.tensor([-1, 1]), 3), 'target holds class -1'),
-    (lambda: class_f1(torch.tensor([0]), torch.tensor([0, 1]), 3), 'predicted holds 1 classes, but target 2'),
-])
+@pytest.mark.parametrize(
+    'call, message',
+    [
+        (lambda: SparseLabels.from_dense(torch.tensor([[0, 2]])), 'targets hold 2'),
+        (lambda: SparseLabels.from_dense(torch.tensor([[0.5]])), 'targets hold 0.5'),
+        (lambda: SparseLabels.from_dense(torch.tensor([[NAN]])), 'targets hold nan'),
+        (lambda: SparseLabels.from_dense(torch.tensor([0, 1])), r'shape \(2,\)'),
+        (lambda: SparseLabels.from_dense(torch.empty(0, 3)), 'nothing to measure'),
+        (lambda: SparseLabels.from_indices(2, 3, torch.tensor([[0], [3]])), 'positive holds class 3, but there are 3'),
+        (lambda: SparseLabels.from_indices(2, 3, torch.tensor([[2], [0]])), 'positive holds image 2, but there are 2'),
+        (
+            lambda: SparseLabels.from_indices(2, 3, torch.tensor([[0], [0]]), partial=torch.tensor([True])),
+            r'partial has the shape \(1,\), but there are num_images=2',
+        ),
+        (lambda: rank_positives(torch.rand(4, 3), torch.zeros(4, 2)), r'scores have the shape \(4, 3\)'),
+        (lambda: rank_positives([torch.rand(2, 3), torch.rand(1, 3)], torch.zeros(4, 3)), r'the shape \(3, 3\)'),
+        (lambda: rank_positives([torch.rand(2, 3), torch.rand(2, 2)], torch.zeros(4, 3)), 'scores have the shapes'),
+        (lambda: rank_positives([], torch.zeros(4, 3)), 'scores have the shapes'),
+        (lambda: rank_positives(torch.tensor([[NAN]]), torch.ones(1, 1)), 'NaN'),
+        (lambda: counts_at_threshold(torch.tensor([[float('inf')]]), torch.ones(1, 1), 0.5), 'infinity'),
+        (lambda: counts_at_threshold(torch.rand(4, 3), torch.zeros(4, 3), torch.rand(2)), r'thr has the shape \(2,\)'),
+        (lambda: top_classes(torch.rand(4, 3), 0), 'k=0'),
+        (lambda: top_classes(torch.tensor([[NAN, 1.0]]), 1), 'NaN'),
+        (lambda: counts_of_predictions(torch.zeros(3, 1), torch.zeros(4, 3)), '3 images, but targets have 4'),
+        (lambda: class_f1(torch.tensor([0, 3]), torch.tensor([0, 1]), 3), 'predicted holds class 3'),
+        (lambda: class_f1(torch.tensor([0, 1]), torch.tensor([-1, 1]), 3), 'target holds class -1'),
+        (lambda: class_f1(torch.tensor([0]), torch.tensor([0, 1]), 3), 'predicted holds 1 classes, but target 2'),
+    ],
+)
 def test_errors_name_what_is_wrong(call, message):
     with pytest.raises(ValueError, match=message):
         call()
