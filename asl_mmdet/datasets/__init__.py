@@ -9,6 +9,16 @@ from .open_images import OpenImagesMultiLabelDataset
 from .split_check import SplitCheckHook, check_no_overlap
 from .voc import VOCMultiLabelDataset
 
-__all__ = ['AnnotationError', 'CSVMultiLabelDataset', 'CocoMultiLabelDataset', 'HerbariumDataset', 'MultiLabelDataset',
-           'NUSWideDataset', 'OpenImagesMultiLabelDataset', 'PackMultiLabelInputs', 'SplitCheckHook',
-           'VOCMultiLabelDataset', 'check_no_overlap']
+__all__ = [
+    'AnnotationError',
+    'CSVMultiLabelDataset',
+    'CocoMultiLabelDataset',
+    'HerbariumDataset',
+    'MultiLabelDataset',
+    'NUSWideDataset',
+    'OpenImagesMultiLabelDataset',
+    'PackMultiLabelInputs',
+    'SplitCheckHook',
+    'VOCMultiLabelDataset',
+    'check_no_overlap',
+]

@@ -1,6 +1,6 @@
 """MS-COCO 2014 and 2017 as a multi-label set, from the instances JSON that detectors are trained on."""
+
 import json
-from typing import List, Tuple
 
 import numpy as np
 from mmdet.registry import DATASETS
@@ -38,6 +38,7 @@ def read_coco_json(path: str) -> dict:
     Raises:
         AnnotationError: not JSON, or another format.
     """
+
     def without_outlines(entry):
         entry.pop('segmentation', None)
         return entry
@@ -57,19 +58,23 @@ def read_coco_json(path: str) -> dict:
     for key in ('images', 'annotations', 'categories'):
         entries = content.get(key) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise AnnotationError(f'{path} has no list {key!r} of objects, as COCO\'s instances files have. (The files '
-                                  'of the test images, and captions files, have no labels.)')
+            raise AnnotationError(
+                f"{path} has no list {key!r} of objects, as COCO's instances files have. (The files "
+                'of the test images, and captions files, have no labels.)'
+            )
     return content
 
 
-def coco_arrays(content: dict, path: str) -> Tuple[Tuple[str, ...], np.ndarray, np.ndarray, List[int], List[int]]:
+def coco_arrays(content: dict, path: str) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, list[int], list[int]]:
     """``(classes, names, ids, rows, columns)``: annotation i says that image ``rows[i]`` has class ``columns[i]``.
 
     Raises:
         AnnotationError: an id or name is missing, repeated, of the wrong kind or not declared.
     """
-    categories = sorted((_get(entry, 'id', int, 'categories', i, path), _get(entry, 'name', str, 'categories', i, path))
-                        for i, entry in enumerate(content['categories']))
+    categories = sorted(
+        (_get(entry, 'id', int, 'categories', i, path), _get(entry, 'name', str, 'categories', i, path))
+        for i, entry in enumerate(content['categories'])
+    )
     classes = tuple(name for _, name in categories)
     column_of_id = {category: column for column, (category, _) in enumerate(categories)}
     row_of_id, row_of_name, names = {}, {}, []
@@ -77,12 +82,18 @@ def coco_arrays(content: dict, path: str) -> Tuple[Tuple[str, ...], np.ndarray, 
         row_of_id[_get(entry, 'id', (int, str), 'images', i, path)] = i
         names.append(_get(entry, 'file_name', str, 'images', i, path))
         row_of_name[names[-1]] = i
-    for table, key, distinct in (('categories', 'id', column_of_id), ('categories', 'name', set(classes)),
-                                 ('images', 'id', row_of_id), ('images', 'file_name', row_of_name)):
+    for table, key, distinct in (
+        ('categories', 'id', column_of_id),
+        ('categories', 'name', set(classes)),
+        ('images', 'id', row_of_id),
+        ('images', 'file_name', row_of_name),
+    ):
         repeated = len(content[table]) - len(distinct)
         if repeated:
-            raise AnnotationError(f'{path}: in {table!r} {repeated} {key} occur twice, such as '
-                                  f'{_first_repeated(entry[key] for entry in content[table])!r}')
+            raise AnnotationError(
+                f'{path}: in {table!r} {repeated} {key} occur twice, such as '
+                f'{_first_repeated(entry[key] for entry in content[table])!r}'
+            )
     rows, columns = [], []
     for i, entry in enumerate(content['annotations']):
         image, category = entry.get('image_id'), entry.get('category_id')
@@ -91,9 +102,14 @@ def coco_arrays(content: dict, path: str) -> Tuple[Tuple[str, ...], np.ndarray, 
             columns.append(column_of_id[category])
         except (KeyError, TypeError):
             known = len(rows) > len(columns)
-            raise AnnotationError(f'{path}: annotation {entry.get("id", f"no. {i}")} is of ' +
-                                  (f'category_id {category!r}, which "categories" does not declare' if known else
-                                   f'image_id {image!r}, which "images" does not declare')) from None
+            raise AnnotationError(
+                f'{path}: annotation {entry.get("id", f"no. {i}")} is of '
+                + (
+                    f'category_id {category!r}, which "categories" does not declare'
+                    if known
+                    else f'image_id {image!r}, which "images" does not declare'
+                )
+            ) from None
     try:
         encoded = encode_names(names)
     except AnnotationError as error:
@@ -109,8 +125,9 @@ def coco_arrays(content: dict, path: str) -> Tuple[Tuple[str, ...], np.ndarray, 
 def _get(entry, key, kind, table, i, path):
     value = entry.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise AnnotationError(f'{path}: {table}[{i}] has {key} {value!r}' if key in entry else
-                              f'{path}: {table}[{i}] has no {key}')
+        raise AnnotationError(
+            f'{path}: {table}[{i}] has {key} {value!r}' if key in entry else f'{path}: {table}[{i}] has no {key}'
+        )
     return value
 
 

@@ -1,9 +1,10 @@
 """Everybody else's multi-label data: a CSV with one row per image."""
+
 import csv
 import re
 from array import array
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from mmdet.registry import DATASETS
@@ -11,14 +12,28 @@ from mmdet.registry import DATASETS
 from .label_index import AnnotationError, LabelIndex, Ragged, encode_names
 from .multi_label import MultiLabelDataset, one_of, suggestion
 
-IMAGE_COLUMNS = ('image', 'images', 'img', 'file', 'filename', 'file_name', 'filepath', 'file_path', 'path', 'img_path',
-                 'image_path', 'image_name', 'image_file', 'image_id')
+IMAGE_COLUMNS = (
+    'image',
+    'images',
+    'img',
+    'file',
+    'filename',
+    'file_name',
+    'filepath',
+    'file_path',
+    'path',
+    'img_path',
+    'image_path',
+    'image_name',
+    'image_file',
+    'image_id',
+)
 LABEL_COLUMNS = ('label', 'labels', 'tag', 'tags', 'class', 'classes', 'category', 'categories')
 SEPARATORS = (';', '|', ',', '\t')
 MARKS = {'1': 1, '1.0': 1, 'true': 1, '0': 0, '0.0': 0, 'false': 0, '-1': -1, '-1.0': -1}
 
 
-def csv_rows(path: str, delimiter: str = ',') -> Iterator[Tuple[int, List[str]]]:
+def csv_rows(path: str, delimiter: str = ',') -> Iterator[tuple[int, list[str]]]:
     """``(line, cells)`` of each row, a header included, of a UTF-8 file; blank lines do not count.
 
     Raises:
@@ -33,9 +48,11 @@ def csv_rows(path: str, delimiter: str = ',') -> Iterator[Tuple[int, List[str]]]
                     if width is None:
                         width, first_line = len(cells), line
                     if len(cells) != width:
-                        raise AnnotationError(f'{path}, line {line}: {len(cells)} fields {_short(cells)}, but line '
-                                              f'{first_line} has {width}. A field that holds {delimiter!r} stands in '
-                                              'double quotes')
+                        raise AnnotationError(
+                            f'{path}, line {line}: {len(cells)} fields {_short(cells)}, but line '
+                            f'{first_line} has {width}. A field that holds {delimiter!r} stands in '
+                            'double quotes'
+                        )
                     yield line, cells
                 line = reader.line_num + 1
         except (csv.Error, UnicodeDecodeError) as error:
@@ -71,11 +88,22 @@ class CSVMultiLabelDataset(MultiLabelDataset):
     The other arguments are those of ``MultiLabelDataset``.
     """
 
-    def __init__(self, ann_file: str = '', image_column: Union[str, int, None] = None,
-                 label_column: Union[str, int, Sequence[Union[str, int]], None] = None,
-                 label_form: Optional[str] = None, label_separator: Optional[str] = None, delimiter: str = ',',
-                 header: bool = True, index_base: int = 0, empty_cell: str = 'error', other_labels: str = 'error',
-                 merge_rows: bool = False, image_suffix: str = '', **kwargs):
+    def __init__(
+        self,
+        ann_file: str = '',
+        image_column: str | int | None = None,
+        label_column: str | int | Sequence[str | int] | None = None,
+        label_form: str | None = None,
+        label_separator: str | None = None,
+        delimiter: str = ',',
+        header: bool = True,
+        index_base: int = 0,
+        empty_cell: str = 'error',
+        other_labels: str = 'error',
+        merge_rows: bool = False,
+        image_suffix: str = '',
+        **kwargs,
+    ):
         one_of('label_form', label_form, (None, 'names', 'indices', 'columns'))
         one_of('index_base', index_base, (0, 1))
         one_of('empty_cell', empty_cell, ('error', 'negative', 'unknown'))
@@ -97,7 +125,7 @@ class CSVMultiLabelDataset(MultiLabelDataset):
 
     # ------------------------------------------------------------------------------------------------ what stands where
 
-    def _rows(self) -> Iterator[Tuple[int, List[str]]]:
+    def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """``(line, cells)`` of each row of data."""
         return islice(csv_rows(self.ann_file, self.delimiter), int(self.header), None)
 
@@ -122,8 +150,11 @@ class CSVMultiLabelDataset(MultiLabelDataset):
             return self._position(header, 0 if self.image_column is None else self.image_column)
         found = [column for column, name in enumerate(header) if name.lower() in IMAGE_COLUMNS]
         if len(found) != 1:
-            self._refuse(f'{"no" if not found else "more than one"} column of {_short(header)} is called '
-                         f'{", ".join(IMAGE_COLUMNS[:4])} or the like', 'image_column=...')
+            self._refuse(
+                f'{"no" if not found else "more than one"} column of {_short(header)} is called '
+                f'{", ".join(IMAGE_COLUMNS[:4])} or the like',
+                'image_column=...',
+            )
         return found[0]
 
     def _label_columns(self, header, image, first):
@@ -140,10 +171,16 @@ class CSVMultiLabelDataset(MultiLabelDataset):
             listed = [header[column] for column in columns if header[column].lower() in LABEL_COLUMNS]
             wrong = next((column for column in columns if first[column].lower() not in ('', *MARKS)), None)
             if listed or wrong is not None:
-                reason = f'besides columns of other contents stands {listed[0]!r}' if listed else \
-                    f'column {header[wrong]!r} begins with {first[wrong]!r}, and no 0/1 column does'
-                self._refuse(f'{others}, and {reason}', "label_column='...' for one column of names or indices, "
-                             "label_column=['...', '...'] for class columns with 1, 0 and -1")
+                reason = (
+                    f'besides columns of other contents stands {listed[0]!r}'
+                    if listed
+                    else f'column {header[wrong]!r} begins with {first[wrong]!r}, and no 0/1 column does'
+                )
+                self._refuse(
+                    f'{others}, and {reason}',
+                    "label_column='...' for one column of names or indices, "
+                    "label_column=['...', '...'] for class columns with 1, 0 and -1",
+                )
         return columns
 
     def _position(self, header, column):
@@ -175,8 +212,13 @@ class CSVMultiLabelDataset(MultiLabelDataset):
                     if mark is None:
                         raise AnnotationError(
                             f'{self.ann_file}, line {line}, column {header[column]!r}: {cells[column]!r} is not 1, 0 '
-                            'or -1. ' + ('label_column=... says which columns hold labels' if cells[column].strip() else
-                                         "empty_cell='negative' or 'unknown' says what an empty cell means"))
+                            'or -1. '
+                            + (
+                                'label_column=... says which columns hold labels'
+                                if cells[column].strip()
+                                else "empty_cell='negative' or 'unknown' says what an empty cell means"
+                            )
+                        )
                     if mark:
                         pairs[mark][0].append(row)
                         pairs[mark][1].append(label)
@@ -187,15 +229,17 @@ class CSVMultiLabelDataset(MultiLabelDataset):
             self._refuse('merge_rows=True is for tables with one column of labels', 'unique image names')
         classes = tuple(header[column] for column in columns)
         self.log(f'{self.ann_file} read as one column per class with 1, 0 and -1; images in column {header[image]!r}')
-        positive, unknown = (Ragged.from_pairs(np.asarray(rows), np.asarray(labels), len(names), len(classes))
-                             for rows, labels in (pairs[1], pairs[-1]))
+        positive, unknown = (
+            Ragged.from_pairs(np.asarray(rows), np.asarray(labels), len(names), len(classes))
+            for rows, labels in (pairs[1], pairs[-1])
+        )
         return LabelIndex(names, classes, dict(gt_label=positive, **(dict(gt_unknown=unknown) if pairs[-1][0] else {})))
 
     # ---------------------------------------------------------------------------------------------- one column of lists
 
     def _read_lists(self, header, image, column):
         separator = self._separator(column)
-        vocabulary: Dict[str, int] = {}
+        vocabulary: dict[str, int] = {}
         first_lines, tokens, counts, lines = array('q'), array('i'), array('i'), array('q')
 
         def images():
@@ -214,13 +258,16 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         form, classes, column_of_token = self._form(vocabulary, first_lines, separator)
         between = f' separated by {separator!r}' if separator else ', one per image'
         origin = ' from the file in alphabetical order' if self._metainfo.get('classes') is None else ''
-        self.log(f'{self.ann_file} read as {form}{between}, in column {header[column]!r}; images in column '
-                 f'{header[image]!r}; {len(classes):,} classes{origin}')
+        self.log(
+            f'{self.ann_file} read as {form}{between}, in column {header[column]!r}; images in column '
+            f'{header[image]!r}; {len(classes):,} classes{origin}'
+        )
         unique, row_of_line = self._unique(names, lines)
         columns = column_of_token[np.asarray(tokens)]
         rows = np.repeat(row_of_line, np.asarray(counts))[columns >= 0]
-        return LabelIndex(unique, classes, dict(gt_label=Ragged.from_pairs(rows, columns[columns >= 0], len(unique),
-                                                                           len(classes))))
+        return LabelIndex(
+            unique, classes, dict(gt_label=Ragged.from_pairs(rows, columns[columns >= 0], len(unique), len(classes)))
+        )
 
     def _separator(self, column):
         """What stands between labels, None where each cell holds one."""
@@ -231,8 +278,10 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         for line, cells in self._rows():
             cell = cells[column].strip()
             if cell[:1] in ('[', '{', '('):
-                self._refuse(f'line {line}: {cell[:40]!r} looks like a Python list',
-                             "plain text such as 'dog;tree', or NUSWideDataset for the file of the ASL authors")
+                self._refuse(
+                    f'line {line}: {cell[:40]!r} looks like a Python list',
+                    "plain text such as 'dog;tree', or NUSWideDataset for the file of the ASL authors",
+                )
             for separator in SEPARATORS:
                 if separator in cell:
                     found.setdefault(separator, line)
@@ -247,8 +296,10 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         if found:
             return next(iter(found))
         if spaced and not numbers and whole == split:
-            self._refuse(f'line {spaced}: is the space in the labels between two labels, or within a name?',
-                         "label_separator=' ' for the one, label_separator=';' for the other")
+            self._refuse(
+                f'line {spaced}: is the space in the labels between two labels, or within a name?',
+                "label_separator=' ' for the one, label_separator=';' for the other",
+            )
         return ' ' if spaced and (numbers or split) else None
 
     def _split(self, cell, separator, line):
@@ -266,21 +317,29 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         if form is None and numbers:
             example = next(iter(vocabulary))
             if classes is None:
-                self._refuse(f'labels are numbers such as {example!r}', "metainfo=dict(classes=[...]) if they are "
-                             "indices, label_form='names' if they are names")
+                self._refuse(
+                    f'labels are numbers such as {example!r}',
+                    "metainfo=dict(classes=[...]) if they are indices, label_form='names' if they are names",
+                )
             if set(vocabulary) <= set(classes) and list(classes) != [str(column) for column in range(len(classes))]:
-                self._refuse(f'labels are numbers such as {example!r}, and so are the names in classes',
-                             "label_form='names' or 'indices'")
+                self._refuse(
+                    f'labels are numbers such as {example!r}, and so are the names in classes',
+                    "label_form='names' or 'indices'",
+                )
             if separator is None and set(vocabulary) <= {'0', '1'}:
-                self._refuse('the only label column holds 0 and 1', "label_form='columns' if it is a class of that "
-                             "name, label_form='indices' if it is the index of a class")
+                self._refuse(
+                    'the only label column holds 0 and 1',
+                    "label_form='columns' if it is a class of that "
+                    "name, label_form='indices' if it is the index of a class",
+                )
         form = form or ('indices' if numbers else 'names')
         if classes is None:
             if form == 'indices':
                 self._refuse('indices alone do not tell how many classes there are', 'metainfo=dict(classes=[...])')
             classes = sorted(vocabulary)
-        column_of_name = {str(column + self.index_base) if form == 'indices' else name: column
-                          for column, name in enumerate(classes)}
+        column_of_name = {
+            str(column + self.index_base) if form == 'indices' else name: column for column, name in enumerate(classes)
+        }
         columns = np.empty(len(vocabulary), dtype=np.int64)
         for label, token in vocabulary.items():
             key = str(int(label)) if form == 'indices' and label.isdigit() and label.isascii() else label
@@ -289,12 +348,15 @@ class CSVMultiLabelDataset(MultiLabelDataset):
                 place = f'{self.ann_file}, line {first_lines[token]}: '
                 if form == 'indices':
                     raise AnnotationError(
-                        f'{place}index {label} lies outside [{self.index_base}, {len(classes) - 1 + self.index_base}]' +
-                        ('. index_base=1 counts from 1' if label == str(len(classes)) and not self.index_base else ''))
+                        f'{place}index {label} lies outside [{self.index_base}, {len(classes) - 1 + self.index_base}]'
+                        + ('. index_base=1 counts from 1' if label == str(len(classes)) and not self.index_base else '')
+                    )
                 whole = '' if separator else '. Each cell is read as one label: label_separator=... splits it'
-                raise AnnotationError(f'{place}{label!r} is none of the {len(classes):,} classes'
-                                      f"{suggestion(label, classes)}; other_labels='ignore' leaves such labels out"
-                                      f'{whole}')
+                raise AnnotationError(
+                    f'{place}{label!r} is none of the {len(classes):,} classes'
+                    f"{suggestion(label, classes)}; other_labels='ignore' leaves such labels out"
+                    f'{whole}'
+                )
         return form, tuple(classes), columns
 
     # ----------------------------------------------------------------------------------------------------------- images
@@ -314,9 +376,11 @@ class CSVMultiLabelDataset(MultiLabelDataset):
             return names, np.arange(len(names))
         if not self.merge_rows:
             again = int(np.flatnonzero(first[inverse] != np.arange(len(names)))[0])
-            raise AnnotationError(f'{self.ann_file}: image {names[again].decode()!r} stands in lines '
-                                  f'{lines[first[inverse[again]]]} and {lines[again]} ({len(names) - len(unique):,} '
-                                  'such lines). merge_rows=True is for one row per label')
+            raise AnnotationError(
+                f'{self.ann_file}: image {names[again].decode()!r} stands in lines '
+                f'{lines[first[inverse[again]]]} and {lines[again]} ({len(names) - len(unique):,} '
+                'such lines). merge_rows=True is for one row per label'
+            )
         order = np.argsort(first)
         row_of_unique = np.empty_like(order)
         row_of_unique[order] = np.arange(len(order))

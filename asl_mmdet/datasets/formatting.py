@@ -1,5 +1,6 @@
 """From the pipeline's dict to what the model takes."""
-from typing import Sequence
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,13 +20,26 @@ class PackMultiLabelInputs(BaseTransform):
     ``untagged_weight`` where the data set gives them, and ``meta_keys``, as in mmdet's ``PackDetInputs``.
     """
 
-    def __init__(self, meta_keys: Sequence[str] = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor',
-                                                   'flip', 'flip_direction')):
+    def __init__(
+        self,
+        meta_keys: Sequence[str] = (
+            'img_id',
+            'img_path',
+            'ori_shape',
+            'img_shape',
+            'scale_factor',
+            'flip',
+            'flip_direction',
+        ),
+    ):
         self.meta_keys = tuple(meta_keys)
 
     def transform(self, results: dict) -> dict:
-        sample = MultiLabelDataSample(metainfo={
-            key: results[key] for key in ('num_classes', 'untagged_weight', *self.meta_keys) if key in results})
+        sample = MultiLabelDataSample(
+            metainfo={
+                key: results[key] for key in ('num_classes', 'untagged_weight', *self.meta_keys) if key in results
+            }
+        )
         for key in ('gt_label', 'gt_negative', 'gt_unknown'):
             if key in results:
                 sample.set_field(torch.as_tensor(np.asarray(results[key], dtype=np.int64)), key, dtype=torch.Tensor)

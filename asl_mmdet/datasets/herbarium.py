@@ -1,4 +1,5 @@
 """Herbarium 2020 (FGVC7): one species per image (appendix G)."""
+
 from collections import Counter
 
 import numpy as np
@@ -38,7 +39,9 @@ class HerbariumDataset(MultiLabelDataset):
         counts = np.bincount(np.asarray(rows, dtype=np.int64), minlength=len(names))
         wrong = np.flatnonzero(counts != 1)
         if len(wrong):
-            raise AnnotationError(f'{self.ann_file}: {len(wrong):,} images do not have exactly one annotation, such as '
-                                  f'{names[wrong[0]].decode()!r} with {counts[wrong[0]]}')
+            raise AnnotationError(
+                f'{self.ann_file}: {len(wrong):,} images do not have exactly one annotation, such as '
+                f'{names[wrong[0]].decode()!r} with {counts[wrong[0]]}'
+            )
         labels = Ragged.from_pairs(rows, columns, len(names), len(classes))
         return LabelIndex(names, classes, dict(gt_label=labels), ids)

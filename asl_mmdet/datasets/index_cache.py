@@ -1,11 +1,12 @@
 """A label index kept beside the annotation files it was read from, so that only the first start parses them."""
+
 import contextlib
 import json
 import logging
 import os
 import tempfile
 import zipfile
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from mmengine.logging import print_log
@@ -28,14 +29,17 @@ def cached_index(cache_file: str, sources: Sequence[str], options: dict, read: C
     written, the log says so and every start parses. Of several processes on one machine, one parses and the others
     wait.
     """
-    key = json.dumps([FORMAT, options] + [[os.path.basename(path), os.stat(path).st_size, os.stat(path).st_mtime_ns]
-                                          for path in sources])
+    key = json.dumps(
+        [FORMAT, options]
+        + [[os.path.basename(path), os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in sources]
+    )
     index = _load(cache_file, key)
     if index is not None:
         return index
     if not os.access(os.path.dirname(cache_file) or '.', os.W_OK):
-        print_log(f'{cache_file} cannot be written, so that {sources[0]} is parsed at every start', 'current',
-                  logging.WARNING)
+        print_log(
+            f'{cache_file} cannot be written, so that {sources[0]} is parsed at every start', 'current', logging.WARNING
+        )
         return read()
     with _one_process_at_a_time(sources[0]):
         index = _load(cache_file, key)

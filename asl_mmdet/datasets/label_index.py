@@ -1,9 +1,11 @@
 """A data set's image names and labels as a handful of arrays: 9 million images cost no Python object each, and worker
 processes share the arrays with their parent through fork."""
+
 import posixpath
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Dict, Iterable, Optional, Sequence, Tuple, Union
+from typing import Union
 
 import numpy as np
 
@@ -36,14 +38,14 @@ class Ragged:
         offsets = np.searchsorted(keys, np.arange(num_rows + 1, dtype=np.int64) * num_classes)
         values = np.empty(len(keys), dtype=np.min_scalar_type(max(num_classes - 1, 0)))
         for start in range(0, len(keys), CHUNK):
-            values[start:start + CHUNK] = keys[start:start + CHUNK] % num_classes
+            values[start : start + CHUNK] = keys[start : start + CHUNK] % num_classes
         return cls(offsets, values)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def __getitem__(self, row: int) -> np.ndarray:
-        return self.values[self.offsets[row]:self.offsets[row + 1]].astype(np.int64)
+        return self.values[self.offsets[row] : self.offsets[row + 1]].astype(np.int64)
 
     @property
     def counts(self) -> np.ndarray:
@@ -83,29 +85,37 @@ class LabelIndex(Sequence):
         lists: by the name of the data sample's field (``gt_label`` always, ``gt_negative``, ``gt_unknown``).
         ids: (N,) the owner's image ids; without them the names serve.
     """
+
     names: np.ndarray
-    classes: Tuple[str, ...]
-    lists: Dict[str, Ragged]
-    ids: Optional[np.ndarray] = field(default=None)
+    classes: tuple[str, ...]
+    lists: dict[str, Ragged]
+    ids: np.ndarray | None = field(default=None)
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, rows: Union[int, slice, np.ndarray]) -> Union[dict, 'LabelIndex']:
+    def __getitem__(self, rows: int | slice | np.ndarray) -> Union[dict, 'LabelIndex']:
         if isinstance(rows, slice):
             rows = np.arange(len(self))[rows]
         if isinstance(rows, np.ndarray):
             if rows.dtype == bool and rows.all():
                 return self
-            return replace(self, names=self.names[rows], ids=None if self.ids is None else self.ids[rows],
-                           lists={name: labels.take(rows) for name, labels in self.lists.items()})
+            return replace(
+                self,
+                names=self.names[rows],
+                ids=None if self.ids is None else self.ids[rows],
+                lists={name: labels.take(rows) for name, labels in self.lists.items()},
+            )
         if not -len(self) <= rows < len(self):
             raise IndexError(f'image {rows} of {len(self)}')
         rows %= len(self)
         name = self.names[rows].decode()
         image_id = name if self.ids is None else self.ids[rows].item()
-        return dict(name=name, img_id=image_id.decode() if isinstance(image_id, bytes) else image_id,
-                    **{name: labels[rows] for name, labels in self.lists.items()})
+        return dict(
+            name=name,
+            img_id=image_id.decode() if isinstance(image_id, bytes) else image_id,
+            **{name: labels[rows] for name, labels in self.lists.items()},
+        )
 
     @property
     def annotated(self) -> np.ndarray:
@@ -118,10 +128,13 @@ class LabelIndex(Sequence):
             return self
         new_of_old = np.full(len(self.classes), -1)
         new_of_old[list(columns)] = np.arange(len(columns))
-        return replace(self, classes=tuple(self.classes[column] for column in columns),
-                       lists={n: labels.renumber(new_of_old, len(columns)) for n, labels in self.lists.items()})
+        return replace(
+            self,
+            classes=tuple(self.classes[column] for column in columns),
+            lists={n: labels.renumber(new_of_old, len(columns)) for n, labels in self.lists.items()},
+        )
 
-    def to_arrays(self) -> Dict[str, np.ndarray]:
+    def to_arrays(self) -> dict[str, np.ndarray]:
         arrays = dict(names=self.names, classes=np.array([name.encode() for name in self.classes], dtype='S'))
         if self.ids is not None:
             arrays['ids'] = self.ids
@@ -130,7 +143,7 @@ class LabelIndex(Sequence):
         return arrays
 
     @classmethod
-    def from_arrays(cls, arrays: Dict[str, np.ndarray]) -> 'LabelIndex':
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> 'LabelIndex':
         """Inverse of ``to_arrays``.
 
         Raises:
@@ -139,9 +152,15 @@ class LabelIndex(Sequence):
         names, classes = arrays['names'], tuple(name.decode() for name in arrays['classes'].tolist())
         lists = {n: Ragged(arrays[f'{n}.offsets'], arrays[f'{n}.values']) for n in LISTS if f'{n}.offsets' in arrays}
         for name, (offsets, values) in {n: (x.offsets, x.values) for n, x in lists.items()}.items():
-            if (names.dtype.kind != 'S' or offsets.shape != (len(names) + 1,) or offsets[0] != 0
-                    or offsets[-1] != len(values) or (np.diff(offsets) < 0).any()
-                    or values.dtype.kind != 'u' or (len(values) and int(values.max()) >= len(classes))):
+            if (
+                names.dtype.kind != 'S'
+                or offsets.shape != (len(names) + 1,)
+                or offsets[0] != 0
+                or offsets[-1] != len(values)
+                or (np.diff(offsets) < 0).any()
+                or values.dtype.kind != 'u'
+                or (len(values) and int(values.max()) >= len(classes))
+            ):
                 raise ValueError(f'{name} does not fit {len(names)} images and {len(classes)} classes')
         if 'gt_label' not in lists or ('ids' in arrays and arrays['ids'].shape != names.shape):
             raise ValueError('arrays are missing')
@@ -170,7 +189,7 @@ def encode_names(names: Iterable[str]) -> np.ndarray:
     return np.concatenate(chunks)
 
 
-def normalize_names(names: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def normalize_names(names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """``./a//b.jpg`` becomes ``a/b.jpg``; returns the names and the rows whose path leaves the image folder.
 
     A path leaves it where it is absolute, begins with a drive letter, or climbs with ``..``, also through backslashes.
@@ -178,7 +197,7 @@ def normalize_names(names: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     doubtful = [np.empty(0, dtype=np.int64)]
     names = np.ascontiguousarray(names)
     for start in range(0, len(names), CHUNK):
-        text = names[start:start + CHUNK].view(np.uint8).reshape(-1, names.dtype.itemsize)
+        text = names[start : start + CHUNK].view(np.uint8).reshape(-1, names.dtype.itemsize)
         dot, cut = text == ord('.'), (text == ord('/')) | (text == ord('\\'))
         pair = (dot[:, :-1] & (dot[:, 1:] | cut[:, 1:])) | (cut[:, :-1] & cut[:, 1:])
         rows = pair.any(1) | cut[:, 0] | (text[:, 1:2] == ord(':')).any(1)

@@ -1,12 +1,14 @@
 """What every multi-label data set shares: choice of classes and images, checks before the first step, the report at
 start, and what happens to an image that cannot be read."""
+
 import difflib
 import logging
 import os
 import os.path as osp
 import zlib
 from collections import Counter
-from typing import Any, Callable, List, Optional, Sequence, Union
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,27 +49,50 @@ class MultiLabelDataset(BaseDataset):
         AnnotationError: see its docstring; from the constructor wherever the files alone show the fault.
     """
 
-    def __init__(self, ann_file: str = '', metainfo: Optional[dict] = None, data_root: str = '',
-                 data_prefix: dict = dict(img_path=''), pipeline: Sequence[Union[dict, Callable]] = (),
-                 test_mode: bool = False, unannotated: str = 'keep', untagged_weight: float = 1.0,
-                 expected_images: Optional[int] = None, holdout: Optional[dict] = None, missing_images: str = 'error',
-                 allow_outside: bool = False, max_corrupt_images: int = 10, cache: Union[bool, str] = True, **kwargs):
+    def __init__(
+        self,
+        ann_file: str = '',
+        metainfo: dict | None = None,
+        data_root: str = '',
+        data_prefix: dict = dict(img_path=''),
+        pipeline: Sequence[dict | Callable] = (),
+        test_mode: bool = False,
+        unannotated: str = 'keep',
+        untagged_weight: float = 1.0,
+        expected_images: int | None = None,
+        holdout: dict | None = None,
+        missing_images: str = 'error',
+        allow_outside: bool = False,
+        max_corrupt_images: int = 10,
+        cache: bool | str = True,
+        **kwargs,
+    ):
         one_of('unannotated', unannotated, ('drop', 'keep'))
         one_of('missing_images', missing_images, ('error', 'drop', 'unchecked'))
         if not 0 <= untagged_weight <= 1:
             raise ValueError(f'untagged_weight={untagged_weight} lies outside [0, 1]')
         if holdout is not None:
             if set(holdout) != {'fraction', 'part'} or not 0 < holdout['fraction'] < 1:
-                raise ValueError(f"holdout={dict(holdout)}: give dict(fraction=..., part='train' or 'val'), with the "
-                                 'fraction between 0 and 1')
+                raise ValueError(
+                    f"holdout={dict(holdout)}: give dict(fraction=..., part='train' or 'val'), with the "
+                    'fraction between 0 and 1'
+                )
             one_of("holdout['part']", holdout['part'], ('train', 'val'))
         if len(data_prefix) != 1 or not set(data_prefix) <= {'img_path', 'img'}:
             raise ValueError(f'data_prefix={dict(data_prefix)}: give the image folder as dict(img_path=...)')
         self.unannotated, self.untagged_weight, self.expected_images = unannotated, untagged_weight, expected_images
         self.holdout, self.missing_images, self.allow_outside = holdout, missing_images, allow_outside
         self.max_corrupt_images, self.cache = max_corrupt_images, cache
-        super().__init__(ann_file=ann_file, metainfo=metainfo, data_root=data_root, data_prefix=data_prefix,
-                         pipeline=list(pipeline), test_mode=test_mode, serialize_data=False, **kwargs)
+        super().__init__(
+            ann_file=ann_file,
+            metainfo=metainfo,
+            data_root=data_root,
+            data_prefix=data_prefix,
+            pipeline=list(pipeline),
+            test_mode=test_mode,
+            serialize_data=False,
+            **kwargs,
+        )
 
     # ------------------------------------------------------------------------------------------------- for subclasses
 
@@ -88,8 +113,10 @@ class MultiLabelDataset(BaseDataset):
         if not path:
             raise AnnotationError(f'{type(self).__name__} needs ann_file')
         if not osp.isfile(path):
-            raise AnnotationError(f'{path} does not exist. Paths that are not absolute start at data_root='
-                                  f'{self.data_root!r}, and that at {os.getcwd()}')
+            raise AnnotationError(
+                f'{path} does not exist. Paths that are not absolute start at data_root='
+                f'{self.data_root!r}, and that at {os.getcwd()}'
+            )
 
     def log(self, message: str, level: int = logging.INFO) -> None:
         """Once, not once per process."""
@@ -99,22 +126,26 @@ class MultiLabelDataset(BaseDataset):
     # -------------------------------------------------------------------------------------------------- start of a run
 
     @classmethod
-    def _load_metainfo(cls, metainfo: Optional[dict] = None) -> dict:
+    def _load_metainfo(cls, metainfo: dict | None = None) -> dict:
         given = metainfo and metainfo.get('classes')
         metainfo = super()._load_metainfo(metainfo)
         classes = metainfo.get('classes')
         if isinstance(classes, str):
-            raise AnnotationError(f'metainfo: there is no file {classes!r}. Classes are a list of names, or a text '
-                                  'file with one name a line')
+            raise AnnotationError(
+                f'metainfo: there is no file {classes!r}. Classes are a list of names, or a text '
+                'file with one name a line'
+            )
         if classes is not None:
             # Files of names end in blank lines, or in \r\n.
             classes = [name.strip() for name in classes if name.strip()] if isinstance(given, str) else list(classes)
             wrong = [name for name in classes if not isinstance(name, str)]
             repeated = [name for name, count in Counter(classes).items() if count > 1]
-            if wrong or repeated or not classes:
-                raise AnnotationError('metainfo: classes ' + (
-                    f'holds {wrong[0]!r}, which is not a name' if wrong else
-                    f'names {repeated[0]!r} twice' if repeated else 'is empty'))
+            if wrong:
+                raise AnnotationError(f'metainfo: classes holds {wrong[0]!r}, which is not a name')
+            if repeated:
+                raise AnnotationError(f'metainfo: classes names {repeated[0]!r} twice')
+            if not classes:
+                raise AnnotationError('metainfo: classes is empty')
             metainfo['classes'] = tuple(classes)
         return metainfo
 
@@ -129,17 +160,23 @@ class MultiLabelDataset(BaseDataset):
             index = index[index.annotated]
             counts.append(f'{len(index):,} with labels')
         if self.expected_images not in (None, len(index)):
-            raise AnnotationError(f'{self.ann_file} gives {len(index):,} images, but expected_images='
-                                  f'{self.expected_images:,}. Is it the right split, and complete?')
+            raise AnnotationError(
+                f'{self.ann_file} gives {len(index):,} images, but expected_images='
+                f'{self.expected_images:,}. Is it the right split, and complete?'
+            )
         if self.holdout:
             index = index[_held_out(index.names, self.holdout['fraction']) == (self.holdout['part'] == 'val')]
-            counts.append(f'{len(index):,} in part {self.holdout["part"]!r} (held out: crc32(name) / 2^32 < '
-                          f'{self.holdout["fraction"]})')
+            counts.append(
+                f'{len(index):,} in part {self.holdout["part"]!r} (held out: crc32(name) / 2^32 < '
+                f'{self.holdout["fraction"]})'
+            )
         index.names, outside = normalize_names(index.names)
         if len(outside) and not self.allow_outside:
-            raise AnnotationError(f'{self.ann_file} names {index.names[outside[0]].decode()!r}, which lies outside the '
-                                  f'image folder {self.image_folder!r}; allow_outside=True permits that for a file you '
-                                  f'trust ({len(outside):,} such images)')
+            raise AnnotationError(
+                f'{self.ann_file} names {index.names[outside[0]].decode()!r}, which lies outside the '
+                f'image folder {self.image_folder!r}; allow_outside=True permits that for a file you '
+                f'trust ({len(outside):,} such images)'
+            )
         if self.missing_images != 'unchecked' and '://' not in self.image_folder:
             index = index[~self._find_missing(index.names)]
             counts.append(f'{len(index):,} of them on disk')
@@ -158,9 +195,11 @@ class MultiLabelDataset(BaseDataset):
         column_of_name = {name: column for column, name in enumerate(classes)}
         missing = [name for name in wanted if name not in column_of_name]
         if missing:
-            raise AnnotationError(f'{self.ann_file} has no class {", ".join(map(repr, missing[:10]))}'
-                                  f'{suggestion(missing[0], classes)}. Its {len(classes):,} classes: '
-                                  f'{", ".join(classes[:20])}{" ..." if len(classes) > 20 else ""}')
+            raise AnnotationError(
+                f'{self.ann_file} has no class {", ".join(map(repr, missing[:10]))}'
+                f'{suggestion(missing[0], classes)}. Its {len(classes):,} classes: '
+                f'{", ".join(classes[:20])}{" ..." if len(classes) > 20 else ""}'
+            )
         return [column_of_name[name] for name in wanted]
 
     def _find_missing(self, names):
@@ -168,7 +207,7 @@ class MultiLabelDataset(BaseDataset):
         listings, missing = {}, np.zeros(len(names), dtype=bool)
         root = os.fsencode(self.image_folder)
         for start in range(0, len(names), CHUNK):
-            for row, name in enumerate(names[start:start + CHUNK].tolist(), start):
+            for row, name in enumerate(names[start : start + CHUNK].tolist(), start):
                 folder, slash, base = name.rpartition(b'/')
                 folder += slash
                 listing = listings.get(folder)
@@ -182,8 +221,9 @@ class MultiLabelDataset(BaseDataset):
             if self.missing_images == 'error':
                 folder = osp.dirname(first[0])
                 message += '' if osp.isdir(folder) else f' (there is no folder {folder!r})'
-                raise AnnotationError(f"{message}. Correct data_root or data_prefix, or leave them out with "
-                                      "missing_images='drop'")
+                raise AnnotationError(
+                    f"{message}. Correct data_root or data_prefix, or leave them out with missing_images='drop'"
+                )
             self.log(f'{message}; left out', logging.WARNING)
         return missing
 
@@ -205,13 +245,20 @@ class MultiLabelDataset(BaseDataset):
         index, classes = self.data_list, self.metainfo['classes']
         positives = np.bincount(index.lists['gt_label'].values, minlength=len(classes))
         positive = int(positives.sum())
-        negative, unknown = (len(index.lists[name].values) if name in index.lists else 0
-                             for name in ('gt_negative', 'gt_unknown'))
+        negative, unknown = (
+            len(index.lists[name].values) if name in index.lists else 0 for name in ('gt_negative', 'gt_unknown')
+        )
         negatives = negative if self.untagged_weight == 0 else len(index) * len(classes) - positive - unknown
-        return dict(images=len(index), classes=len(classes), labels_per_image=positive / max(len(index), 1),
-                    positive_negative_ratio=positive / negatives if negatives else float('inf'),
-                    negative=negative, unknown=unknown, positives=positives,
-                    classes_without_positives=[classes[column] for column in np.flatnonzero(positives == 0)])
+        return dict(
+            images=len(index),
+            classes=len(classes),
+            labels_per_image=positive / max(len(index), 1),
+            positive_negative_ratio=positive / negatives if negatives else float('inf'),
+            negative=negative,
+            unknown=unknown,
+            positives=positives,
+            classes_without_positives=[classes[column] for column in np.flatnonzero(positives == 0)],
+        )
 
     def _report(self):
         counts = self.statistics()
@@ -219,13 +266,21 @@ class MultiLabelDataset(BaseDataset):
         partial = f'{counts["negative"]:,} verified negatives, ' if counts['negative'] else ''
         partial += f'{counts["unknown"]:,} unknown, ' if counts['unknown'] else ''
         if self.untagged_weight < 1:
-            partial += 'untagged classes unknown, ' if self.untagged_weight == 0 else \
-                f'untagged classes negative with weight {self.untagged_weight:g}, '
-        return (f'{counts["images"]:,} images ({", ".join(self._funnel)}), {counts["classes"]:,} classes, '
-                f'{counts["labels_per_image"]:.2f} labels per image, {partial}positive-negative ratio '
-                f'{counts["positive_negative_ratio"]:.4f}, ' +
-                (f'{len(empty):,} classes without positives: {", ".join(empty[:10])}{" ..." if len(empty) > 10 else ""}'
-                 if empty else 'no class without positives'))
+            partial += (
+                'untagged classes unknown, '
+                if self.untagged_weight == 0
+                else f'untagged classes negative with weight {self.untagged_weight:g}, '
+            )
+        return (
+            f'{counts["images"]:,} images ({", ".join(self._funnel)}), {counts["classes"]:,} classes, '
+            f'{counts["labels_per_image"]:.2f} labels per image, {partial}positive-negative ratio '
+            f'{counts["positive_negative_ratio"]:.4f}, '
+            + (
+                f'{len(empty):,} classes without positives: {", ".join(empty[:10])}{" ..." if len(empty) > 10 else ""}'
+                if empty
+                else 'no class without positives'
+            )
+        )
 
     # ------------------------------------------------------------------------------------------------------- one image
 
@@ -233,12 +288,15 @@ class MultiLabelDataset(BaseDataset):
     def get_data_info(self, idx: int) -> dict:
         info = self.data_list[idx]
         info['img_path'] = osp.join(self.image_folder, info.pop('name'))
-        info.update(sample_idx=idx % len(self.data_list), num_classes=len(self.data_list.classes),
-                    untagged_weight=self.untagged_weight)
+        info.update(
+            sample_idx=idx % len(self.data_list),
+            num_classes=len(self.data_list.classes),
+            untagged_weight=self.untagged_weight,
+        )
         return info
 
     @force_full_init
-    def get_cat_ids(self, idx: int) -> List[int]:
+    def get_cat_ids(self, idx: int) -> list[int]:
         """The positive classes, for mmengine's ``ClassBalancedDataset``."""
         return self.data_list.lists['gt_label'][idx].tolist()
 
@@ -260,16 +318,24 @@ class MultiLabelDataset(BaseDataset):
                 return None
             raise RuntimeError(f'the pipeline fails on {path}: {type(error).__name__}: {error}') from error
         if self.test_mode:
-            raise AnnotationError(f'{path} of {self.ann_file} cannot be read: {unreadable}. An evaluation leaves no '
-                                  'image out by itself; restore the file or take it out of the annotations') from error
+            raise AnnotationError(
+                f'{path} of {self.ann_file} cannot be read: {unreadable}. An evaluation leaves no '
+                'image out by itself; restore the file or take it out of the annotations'
+            ) from error
         self._corrupt[idx] = 1
         count = int(self._corrupt.sum())
         if count > self.max_corrupt_images:
-            raise AnnotationError(f'{path} of {self.ann_file} cannot be read: {unreadable}. It is no. {count}, more '
-                                  f'than max_corrupt_images={self.max_corrupt_images}') from error
+            raise AnnotationError(
+                f'{path} of {self.ann_file} cannot be read: {unreadable}. It is no. {count}, more '
+                f'than max_corrupt_images={self.max_corrupt_images}'
+            ) from error
         # At level ERROR, since the loggers of the other ranks show nothing below it.
-        print_log(f'{path} of {self.ann_file} cannot be read and is replaced by a random other image, no. {count} of '
-                  f'at most {self.max_corrupt_images}: {unreadable}', 'current', logging.ERROR)
+        print_log(
+            f'{path} of {self.ann_file} cannot be read and is replaced by a random other image, no. {count} of '
+            f'at most {self.max_corrupt_images}: {unreadable}',
+            'current',
+            logging.ERROR,
+        )
         return None
 
     def _why_unreadable(self, idx):
@@ -291,20 +357,23 @@ class MultiLabelDataset(BaseDataset):
         # often it comes up, and no lock is needed.
         self._corrupt = None if self.test_mode else torch.zeros(len(self), dtype=torch.uint8).share_memory_()
 
-    def _copy_without_annotation(self, memo: Optional[dict] = None) -> 'MultiLabelDataset':
+    def _copy_without_annotation(self, memo: dict | None = None) -> 'MultiLabelDataset':
         # mmengine 0.10.7 keeps one memo for all calls, so that later subsets share the attributes of the first.
         return super()._copy_without_annotation({} if memo is None else memo)
 
-    def _get_unserialized_subset(self, indices: Union[Sequence[int], int]) -> LabelIndex:
+    def _get_unserialized_subset(self, indices: Sequence[int] | int) -> LabelIndex:
         rows = np.arange(len(self.data_list))
-        return self.data_list[(rows[:indices] if indices >= 0 else rows[indices:]) if isinstance(indices, int)
-                              else rows[np.asarray(indices, dtype=np.int64)]]
+        return self.data_list[
+            (rows[:indices] if indices >= 0 else rows[indices:])
+            if isinstance(indices, int)
+            else rows[np.asarray(indices, dtype=np.int64)]
+        ]
 
-    def get_subset_(self, indices: Union[Sequence[int], int]) -> None:
+    def get_subset_(self, indices: Sequence[int] | int) -> None:
         super().get_subset_(indices)
         self._forget_corrupt_images()
 
-    def get_subset(self, indices: Union[Sequence[int], int]) -> 'MultiLabelDataset':
+    def get_subset(self, indices: Sequence[int] | int) -> 'MultiLabelDataset':
         subset = super().get_subset(indices)
         subset._forget_corrupt_images()
         return subset

@@ -1,4 +1,5 @@
 """NUS-WIDE, in the variant that the authors of ASL publish (appendix E)."""
+
 import ast
 
 import numpy as np
@@ -21,15 +22,19 @@ class NUSWideDataset(MultiLabelDataset):
 
     Classes are NUS-WIDE's 81 concepts in alphabetical order. The other arguments are those of ``MultiLabelDataset``.
     """
-    METAINFO = dict(classes=(
-        'airport', 'animal', 'beach', 'bear', 'birds', 'boats', 'book', 'bridge', 'buildings', 'cars', 'castle', 'cat',
-        'cityscape', 'clouds', 'computer', 'coral', 'cow', 'dancing', 'dog', 'earthquake', 'elk', 'fire', 'fish',
-        'flags', 'flowers', 'food', 'fox', 'frost', 'garden', 'glacier', 'grass', 'harbor', 'horses', 'house', 'lake',
-        'leaf', 'map', 'military', 'moon', 'mountain', 'nighttime', 'ocean', 'person', 'plane', 'plants', 'police',
-        'protest', 'railroad', 'rainbow', 'reflection', 'road', 'rocks', 'running', 'sand', 'sign', 'sky', 'snow',
-        'soccer', 'sports', 'statue', 'street', 'sun', 'sunset', 'surf', 'swimmers', 'tattoo', 'temple', 'tiger',
-        'tower', 'town', 'toy', 'train', 'tree', 'valley', 'vehicle', 'water', 'waterfall', 'wedding', 'whales',
-        'window', 'zebra'))
+
+    METAINFO = dict(
+        classes=tuple(
+            (
+                'airport animal beach bear birds boats book bridge buildings cars castle cat cityscape clouds '
+                'computer coral cow dancing dog earthquake elk fire fish flags flowers food fox frost garden glacier '
+                'grass harbor horses house lake leaf map military moon mountain nighttime ocean person plane plants '
+                'police protest railroad rainbow reflection road rocks running sand sign sky snow soccer sports '
+                'statue street sun sunset surf swimmers tattoo temple tiger tower town toy train tree valley vehicle '
+                'water waterfall wedding whales window zebra'
+            ).split()
+        )
+    )
 
     def __init__(self, ann_file: str = 'nus_wid_data.csv', split: str = 'train', **kwargs):
         self.split = split
@@ -41,8 +46,10 @@ class NUSWideDataset(MultiLabelDataset):
         rows = csv_rows(self.ann_file)
         header = next(rows, (1, []))[1]
         if [cell.strip() for cell in header] != ['filepath', 'label', 'split_name']:
-            raise AnnotationError(f'{self.ann_file} begins with {header[:5]}, not with filepath, label, split_name. '
-                                  'CSVMultiLabelDataset reads other tables')
+            raise AnnotationError(
+                f'{self.ann_file} begins with {header[:5]}, not with filepath, label, split_name. '
+                'CSVMultiLabelDataset reads other tables'
+            )
         for line, (name, cell, split) in rows:
             if lines.setdefault(name, line) != line:
                 raise AnnotationError(f'{self.ann_file}: image {name!r} stands in lines {lines[name]} and {line}')
@@ -53,8 +60,9 @@ class NUSWideDataset(MultiLabelDataset):
                 names.append(name)
                 lists.append(columns_of_cell[cell])
         if self.split not in splits:
-            raise AnnotationError(f'{self.ann_file} has no split {self.split!r}; its splits: '
-                                  f'{", ".join(map(repr, sorted(splits)))}')
+            raise AnnotationError(
+                f'{self.ann_file} has no split {self.split!r}; its splits: {", ".join(map(repr, sorted(splits)))}'
+            )
         try:
             encoded = encode_names(names)
         except AnnotationError as error:
@@ -75,6 +83,5 @@ class NUSWideDataset(MultiLabelDataset):
         classes = self.METAINFO['classes']
         unknown = next((label for label in labels if label not in classes), None)
         if unknown is not None:
-            raise AnnotationError(f'{place}{unknown!r} is none of NUS-WIDE\'s 81 concepts'
-                                  f'{suggestion(unknown, classes)}')
+            raise AnnotationError(f"{place}{unknown!r} is none of NUS-WIDE's 81 concepts{suggestion(unknown, classes)}")
         return [classes.index(label) for label in labels]

@@ -1,6 +1,7 @@
 """Open Images V6, image-level labels (section 4.1.4, appendix F): 9 million images, 60 million labels, read in bulk."""
+
 import os.path as osp
-from typing import List, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
 
 import numpy as np
 from mmdet.registry import DATASETS
@@ -44,10 +45,17 @@ class OpenImagesMultiLabelDataset(MultiLabelDataset):
     Verified absences are in ``gt_negative``. The other arguments are those of ``MultiLabelDataset``.
     """
 
-    def __init__(self, ann_file: str = 'oidv6-train-annotations-human-imagelabels.csv',
-                 machine_file: Optional[str] = None, machine_threshold: float = 0.5,
-                 class_file: str = 'oidv6-class-descriptions.csv', untagged: Union[str, float] = 'unknown',
-                 unannotated: str = 'drop', data_root: str = '', **kwargs):
+    def __init__(
+        self,
+        ann_file: str = 'oidv6-train-annotations-human-imagelabels.csv',
+        machine_file: str | None = None,
+        machine_threshold: float = 0.5,
+        class_file: str = 'oidv6-class-descriptions.csv',
+        untagged: str | float = 'unknown',
+        unannotated: str = 'drop',
+        data_root: str = '',
+        **kwargs,
+    ):
         weight = {'unknown': 0.0, 'negative': 1.0}.get(untagged, untagged)
         if isinstance(weight, str) or not 0 <= weight <= 1:
             raise ValueError(f"untagged={untagged!r}: give 'unknown', 'negative' or a weight between 0 and 1")
@@ -62,8 +70,13 @@ class OpenImagesMultiLabelDataset(MultiLabelDataset):
             name_of_label = dict(zip(labels, names))
             self._metainfo['classes'] = tuple(name_of_label.get(name, name) for name in self._metainfo['classes'])
         files = [path for path in (self.ann_file, self.machine_file) if path]
-        return self.read_through_cache(lambda: self._parse(files, labels, names), [*files, self.class_file],
-                                       format='open_images', threshold=self.machine_threshold, files=len(files))
+        return self.read_through_cache(
+            lambda: self._parse(files, labels, names),
+            [*files, self.class_file],
+            format='open_images',
+            threshold=self.machine_threshold,
+            files=len(files),
+        )
 
     def _parse(self, files, labels, names):
         table, parts = LabelTable(labels), ([], [], [], [])
@@ -89,17 +102,19 @@ class OpenImagesMultiLabelDataset(MultiLabelDataset):
         keys.sort()
         last = np.ones(len(keys), dtype=bool)
         for start in range(0, len(keys) - 1, CHUNK):
-            part = keys[start:start + CHUNK + 1] >> 2
-            last[start:start + len(part) - 1] = part[1:] != part[:-1]
+            part = keys[start : start + CHUNK + 1] >> 2
+            last[start : start + len(part) - 1] = part[1:] != part[:-1]
         negative = (keys & 3) == NEGATIVE
         keys >>= 2
-        lists = {name: Ragged.from_sorted_keys(keys[last & wanted], len(ids), len(names))
-                 for name, wanted in (('gt_negative', negative), ('gt_label', ~negative))}
+        lists = {
+            name: Ragged.from_sorted_keys(keys[last & wanted], len(ids), len(names))
+            for name, wanted in (('gt_negative', negative), ('gt_label', ~negative))
+        }
         texts = _hexadecimal(ids)
         return LabelIndex(np.char.add(texts, b'.jpg'), names, lists, texts)
 
 
-def read_classes(path: str) -> Tuple[Tuple[str, ...], Tuple[str, ...]]:
+def read_classes(path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """``(labels, names)`` of the class descriptions; names that occur twice get their label behind them."""
     rows = [(line, cells[0].strip(), cells[-1].strip()) for line, cells in csv_rows(path)]
     if rows and rows[0][1] == 'LabelName':
@@ -114,8 +129,10 @@ def read_classes(path: str) -> Tuple[Tuple[str, ...], Tuple[str, ...]]:
             raise AnnotationError(f'{path}: label {label} stands in lines {lines[label]} and {line}')
     names = [name for _, _, name in rows]
     repeated = {name for name, after in zip(sorted(names), sorted(names)[1:]) if name == after}
-    return (tuple(label for _, label, _ in rows),
-            tuple(f'{name} ({label})' if name in repeated else name for _, label, name in rows))
+    return (
+        tuple(label for _, label, _ in rows),
+        tuple(f'{name} ({label})' if name in repeated else name for _, label, name in rows),
+    )
 
 
 class LabelTable:
@@ -139,7 +156,7 @@ class LabelTable:
         return np.where((self.words[place] == words).all(1), self.order[place], -1)
 
 
-def read_labels(path: str, table: LabelTable, threshold: Optional[float], block: int = 1 << 23):
+def read_labels(path: str, table: LabelTable, threshold: float | None, block: int = 1 << 23):
     """Yields for each block of the file ``(ids, counts, classes, kinds)``.
 
     Neighbouring rows of one image make a run: ids (r,) uint64 and counts (r,) are of runs, classes and kinds (n,) of
@@ -179,7 +196,7 @@ def _parse_block(text, line, path, table, threshold):
 
     def refuse(row, reason):
         row = int(row)
-        content = text[starts[row]:ends[row]].decode(errors='replace')
+        content = text[starts[row] : ends[row]].decode(errors='replace')
         raise AnnotationError(f'{path}, line {line + row}: {content[:100]!r} {reason}')
 
     if len(commas) != 3 * len(ends):
@@ -197,16 +214,21 @@ def _parse_block(text, line, path, table, threshold):
     begins = np.concatenate([[True], (words[1:] != words[:-1]).any(1)])
     digits = VALUE_OF_DIGIT[words[begins].view(np.uint8)]
     if (digits > 15).any():
-        refuse(np.flatnonzero(begins)[np.argmax((digits > 15).any(1))],
-               'does not begin with an image id of 16 hexadecimal digits')
+        refuse(
+            np.flatnonzero(begins)[np.argmax((digits > 15).any(1))],
+            'does not begin with an image id of 16 hexadecimal digits',
+        )
     ids = (digits[:, 0::2] << 4 | digits[:, 1::2]).view('>u8')[:, 0].astype(np.uint64)
     counts = np.diff(np.append(np.flatnonzero(begins), len(ends))).astype(np.int32)
 
     classes = table.find(_fields(windows, second + 1, third))
     if (classes < 0).any():
         row = int(np.argmax(classes < 0))
-        refuse(row, f'has label {text[second[row] + 1:third[row]].decode(errors="replace")[:40]!r}, which the class '
-               'descriptions do not')
+        refuse(
+            row,
+            f'has label {text[second[row] + 1 : third[row]].decode(errors="replace")[:40]!r}, which the class '
+            'descriptions do not',
+        )
 
     confidence = _fields(windows, third + 1, ends)
     kinds = np.where(confidence[:, 0] == ord('1'), POSITIVE, NEGATIVE).astype(np.uint8)
@@ -218,9 +240,15 @@ def _parse_block(text, line, path, table, threshold):
         if threshold is None:
             wrong |= ((numbers != 0) & (numbers != 1))[inverse]
         if wrong.any():
-            refuse(np.argmax(wrong), 'ends in a confidence that is ' +
-                   ('not a number from 0 to 1' if threshold is not None else 'neither 0 nor 1. machine_file=... is for '
-                    'machine-generated labels'))
+            refuse(
+                np.argmax(wrong),
+                'ends in a confidence that is '
+                + (
+                    'not a number from 0 to 1'
+                    if threshold is not None
+                    else 'neither 0 nor 1. machine_file=... is for machine-generated labels'
+                ),
+            )
         if threshold is None:
             kinds = np.where(numbers == 1, POSITIVE, NEGATIVE).astype(np.uint8)[inverse]
         else:
@@ -244,7 +272,7 @@ def _number(word: np.uint64) -> float:
         return float('nan')
 
 
-def _joined(arrays: List[np.ndarray]) -> np.ndarray:
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
     """Concatenates and frees the parts."""
     joined = np.concatenate(arrays)
     arrays.clear()

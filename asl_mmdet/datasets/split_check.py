@@ -1,6 +1,7 @@
 """Refuses to train on images that are evaluated on."""
+
 import os.path as osp
-from typing import List, Sequence, Tuple
+from collections.abc import Sequence
 
 import numpy as np
 from mmdet.registry import HOOKS
@@ -23,8 +24,10 @@ def check_no_overlap(train: BaseDataset, val: BaseDataset) -> None:
         for second in _unwrapped(val):
             if first.metainfo['classes'] != second.metainfo['classes']:
                 position, a, b = _first_difference(first.metainfo['classes'], second.metainfo['classes'])
-                raise AnnotationError(f'{first.ann_file} and {second.ann_file} differ in class {position}: {a!r} and '
-                                      f'{b!r}. Give both the same metainfo=dict(classes=...)')
+                raise AnnotationError(
+                    f'{first.ann_file} and {second.ann_file} differ in class {position}: {a!r} and '
+                    f'{b!r}. Give both the same metainfo=dict(classes=...)'
+                )
             names, others = (dataset.data_list.names for dataset in (first, second))
             if _folder(first) != _folder(second):
                 names, others = _full_paths(first), _full_paths(second)
@@ -33,8 +36,9 @@ def check_no_overlap(train: BaseDataset, val: BaseDataset) -> None:
                 raise AnnotationError(
                     f'{len(both):,} images of {second.ann_file} ({len(second):,} images) are also in {first.ann_file} '
                     f'({len(first):,} images), such as {osp.join(second.image_folder, both[0].decode())}. Training and '
-                    "validation must not share images: check ann_file and split, or split one file with holdout=dict("
-                    "fraction=0.2, part='train') and part='val'")
+                    'validation must not share images: check ann_file and split, or split one file with holdout=dict('
+                    "fraction=0.2, part='train') and part='val'"
+                )
 
 
 @HOOKS.register_module()
@@ -46,7 +50,7 @@ class SplitCheckHook(Hook):
             check_no_overlap(runner.train_dataloader.dataset, runner.val_dataloader.dataset)
 
 
-def _unwrapped(dataset) -> List[MultiLabelDataset]:
+def _unwrapped(dataset) -> list[MultiLabelDataset]:
     if isinstance(dataset, MultiLabelDataset):
         dataset.full_init()
         return [dataset]
@@ -65,6 +69,6 @@ def _full_paths(dataset) -> np.ndarray:
     return np.char.add(folder.encode() + b'/', dataset.data_list.names)
 
 
-def _first_difference(a: Sequence[str], b: Sequence[str]) -> Tuple[int, str, str]:
+def _first_difference(a: Sequence[str], b: Sequence[str]) -> tuple[int, str, str]:
     position = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
     return position, *(names[position] if position < len(names) else 'none' for names in (a, b))

@@ -1,7 +1,7 @@
 """Pascal VOC 2007 as a multi-label set (section 4.1.2, appendix D)."""
+
 import os.path as osp
 import re
-from typing import Optional
 from xml.etree import ElementTree
 
 import numpy as np
@@ -27,17 +27,31 @@ class VOCMultiLabelDataset(MultiLabelDataset):
 
     ``data_root`` is the folder VOC2007. The other arguments are those of ``MultiLabelDataset``.
     """
-    METAINFO = dict(classes=('aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
-                             'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa',
-                             'train', 'tvmonitor'))
 
-    def __init__(self, ann_file: str = '', split: str = 'trainval', difficult: Optional[str] = None,
-                 data_prefix: dict = dict(img_path='JPEGImages'), test_mode: bool = False, **kwargs):
+    METAINFO = dict(
+        classes=tuple(
+            (
+                'aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person '
+                'pottedplant sheep sofa train tvmonitor'
+            ).split()
+        )
+    )
+
+    def __init__(
+        self,
+        ann_file: str = '',
+        split: str = 'trainval',
+        difficult: str | None = None,
+        data_prefix: dict = dict(img_path='JPEGImages'),
+        test_mode: bool = False,
+        **kwargs,
+    ):
         if difficult not in (None, 'positive', 'negative', 'unknown'):
             raise ValueError(f"difficult={difficult!r}: give 'positive', 'negative' or 'unknown'")
         self.difficult = difficult or ('unknown' if test_mode else 'positive')
-        super().__init__(ann_file or f'ImageSets/Main/{split}.txt', data_prefix=data_prefix, test_mode=test_mode,
-                         **kwargs)
+        super().__init__(
+            ann_file or f'ImageSets/Main/{split}.txt', data_prefix=data_prefix, test_mode=test_mode, **kwargs
+        )
 
     def read_index(self) -> LabelIndex:
         self.require_file(self.ann_file)
@@ -50,8 +64,10 @@ class VOCMultiLabelDataset(MultiLabelDataset):
                     continue
                 # The id is part of two paths.
                 if not re.fullmatch(r'\w[\w.-]*', image) or '..' in image:
-                    raise AnnotationError(f'{self.ann_file}, line {line}: {image[:80]!r} is not an image id. Files '
-                                          'such as dog_trainval.txt list one class; take trainval.txt')
+                    raise AnnotationError(
+                        f'{self.ann_file}, line {line}: {image[:80]!r} is not an image id. Files '
+                        'such as dog_trainval.txt list one class; take trainval.txt'
+                    )
                 annotation = osp.join(self.data_root, 'Annotations', f'{image}.xml')
                 if not osp.isfile(annotation):
                     raise AnnotationError(f'{self.ann_file}, line {line}: there is no {annotation}')
@@ -65,16 +81,19 @@ class VOCMultiLabelDataset(MultiLabelDataset):
             raise AnnotationError(f'{self.ann_file} lists {next(i for i in ids if ids.count(i) > 1)!r} twice')
         if self.difficult != 'unknown':
             del lists['gt_unknown']
-        return LabelIndex(encode_names(f'{image}.jpg' for image in ids), classes,
-                          {name: Ragged.from_pairs(*pairs, len(ids), len(classes)) for name, pairs in lists.items()},
-                          np.array([image.encode() for image in ids], dtype='S'))
+        return LabelIndex(
+            encode_names(f'{image}.jpg' for image in ids),
+            classes,
+            {name: Ragged.from_pairs(*pairs, len(ids), len(classes)) for name, pairs in lists.items()},
+            np.array([image.encode() for image in ids], dtype='S'),
+        )
 
     def _objects(self, path):
         """Classes of the ordinary and of the difficult objects, two sets of indices."""
         with open(path, 'rb') as file:
             text = file.read()
         if b'<!DOCTYPE' in text or b'<!ENTITY' in text:
-            raise AnnotationError(f'{path} declares a document type or entities, which VOC\'s files do not')
+            raise AnnotationError(f"{path} declares a document type or entities, which VOC's files do not")
         try:
             objects = ElementTree.fromstring(text).findall('object')
         except (ElementTree.ParseError, ValueError, LookupError) as error:
@@ -83,8 +102,10 @@ class VOCMultiLabelDataset(MultiLabelDataset):
         for entry in objects:
             name = (entry.findtext('name') or '').strip()
             if name not in self.METAINFO['classes']:
-                raise AnnotationError(f'{path} has an object of class {name!r}'
-                                      f'{suggestion(name, self.METAINFO["classes"])}, which is none of VOC\'s 20')
+                raise AnnotationError(
+                    f'{path} has an object of class {name!r}'
+                    f"{suggestion(name, self.METAINFO['classes'])}, which is none of VOC's 20"
+                )
             difficult = (entry.findtext('difficult') or '0').strip()
             if difficult not in found:
                 raise AnnotationError(f'{path}: difficult is {difficult!r} for an object {name!r}, neither 0 nor 1')

@@ -38,7 +38,9 @@ def parsed(monkeypatch):
 def test_second_start_reads_the_cache_and_every_option_works_on_it(coco, parsed):
     first = CocoMultiLabelDataset(**coco['config'])
     assert len(parsed) == 1 and sorted(os.listdir(coco['file'].parent)) == [
-        'instances_val2014.json', 'instances_val2014.json.labels.npz']
+        'instances_val2014.json',
+        'instances_val2014.json.labels.npz',
+    ]
     second = CocoMultiLabelDataset(**coco['config'])
     assert labels(second) == labels(first) and second.metainfo == first.metainfo
     chosen = CocoMultiLabelDataset(**coco['config'], unannotated='keep', metainfo=dict(classes=('dog', 'person')))
@@ -81,12 +83,11 @@ def test_spoilt_cache_is_rebuilt(coco, parsed, spoil):
 
 
 class Bomb:
-
     def __init__(self, marker):
         self.marker = str(marker)
 
     def __reduce__(self):
-        return subprocess.call, (['touch', self.marker], )
+        return subprocess.call, (['touch', self.marker],)
 
 
 def test_read_only_folder_works_without_cache_and_says_so(coco, parsed, monkeypatch):
@@ -148,31 +149,44 @@ def changed(entries, **change):
     return [dict(entries[0], **change), *entries[1:]]
 
 
-@pytest.mark.parametrize('table, change, message', [
-    ('annotations', dict(category_id=2), 'annotation 1 is of category_id 2, which "categories" does not declare'),
-    ('annotations', dict(image_id=5), 'annotation 1 is of image_id 5, which "images" does not declare'),
-    ('annotations', dict(image_id=[42]), r'annotation 1 is of image_id \[42\]'),
-    ('images', dict(id=73), "in 'images' 1 id occur twice, such as 73"),
-    ('images', dict(file_name='COCO_val2014_000000000073.jpg'), "in 'images' 1 file_name occur twice, such as 'COCO"),
-    ('images', dict(file_name=None), r'images\[0\] has file_name None'),
-    ('images', dict(file_name='../../etc/passwd'), 'names .*passwd.*, which lies outside the image folder'),
-    ('images', dict(id=True), r'images\[0\] has id True'),
-    ('categories', dict(id='18'), r"categories\[0\] has id '18'"),
-    ('categories', dict(name='person'), "in 'categories' 1 name occur twice, such as 'person'"),
-    ('categories', dict(id=90), "in 'categories' 1 id occur twice, such as 90"),
-])
+@pytest.mark.parametrize(
+    'table, change, message',
+    [
+        ('annotations', dict(category_id=2), 'annotation 1 is of category_id 2, which "categories" does not declare'),
+        ('annotations', dict(image_id=5), 'annotation 1 is of image_id 5, which "images" does not declare'),
+        ('annotations', dict(image_id=[42]), r'annotation 1 is of image_id \[42\]'),
+        ('images', dict(id=73), "in 'images' 1 id occur twice, such as 73"),
+        (
+            'images',
+            dict(file_name='COCO_val2014_000000000073.jpg'),
+            "in 'images' 1 file_name occur twice, such as 'COCO",
+        ),
+        ('images', dict(file_name=None), r'images\[0\] has file_name None'),
+        ('images', dict(file_name='../../etc/passwd'), 'names .*passwd.*, which lies outside the image folder'),
+        ('images', dict(id=True), r'images\[0\] has id True'),
+        ('categories', dict(id='18'), r"categories\[0\] has id '18'"),
+        ('categories', dict(name='person'), "in 'categories' 1 name occur twice, such as 'person'"),
+        ('categories', dict(id=90), "in 'categories' 1 id occur twice, such as 90"),
+    ],
+)
 def test_faulty_entries_are_named(coco, table, change, message):
     rewrite(coco, **{table: changed(coco['content'][table], **change)})
     with pytest.raises(AnnotationError, match='instances_val2014.json.*' + message):
         CocoMultiLabelDataset(**coco['config'])
 
 
-@pytest.mark.parametrize('text, message', [
-    ('{"images": [', 'is not a JSON file'), ('', 'is not a JSON file'), ('[]', "has no list 'images'"),
-    ('{"images": [], "categories": []}', "has no list 'annotations'"), ('[' * 100000, 'is not a JSON file'),
-    ('{"images": [1], "annotations": [], "categories": []}', "has no list 'images' of objects"),
-    ('{"images": [], "annotations": [], "categories": []}', 'no image is left: 0 in'),
-])
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('{"images": [', 'is not a JSON file'),
+        ('', 'is not a JSON file'),
+        ('[]', "has no list 'images'"),
+        ('{"images": [], "categories": []}', "has no list 'annotations'"),
+        ('[' * 100000, 'is not a JSON file'),
+        ('{"images": [1], "annotations": [], "categories": []}', "has no list 'images' of objects"),
+        ('{"images": [], "annotations": [], "categories": []}', 'no image is left: 0 in'),
+    ],
+)
 def test_other_files_are_refused(coco, text, message):
     coco['file'].write_text(text)
     with pytest.raises(AnnotationError, match=f'instances_val2014.json.*{message}|{message}.*instances_val2014.json'):

@@ -9,14 +9,21 @@ from asl_mmdet.datasets import AnnotationError, CSVMultiLabelDataset
 def read(tmp_path, monkeypatch):
     """Builds a data set from the text of a CSV; returns its classes and {image: labels}, and what it logged."""
     said = []
-    monkeypatch.setattr('asl_mmdet.datasets.multi_label.print_log',
-                        lambda message, logger=None, level=logging.INFO: said.append(message))
+    monkeypatch.setattr(
+        'asl_mmdet.datasets.multi_label.print_log',
+        lambda message, logger=None, level=logging.INFO: said.append(message),
+    )
 
     def build(text, classes=None, encoding='utf-8', **kwargs):
         (tmp_path / 'table.csv').write_bytes(text.encode(encoding))
         said.clear()
-        dataset = CSVMultiLabelDataset(ann_file='table.csv', data_root=str(tmp_path), missing_images='unchecked',
-                                       metainfo=None if classes is None else dict(classes=classes), **kwargs)
+        dataset = CSVMultiLabelDataset(
+            ann_file='table.csv',
+            data_root=str(tmp_path),
+            missing_images='unchecked',
+            metainfo=None if classes is None else dict(classes=classes),
+            **kwargs,
+        )
         infos = [dataset.get_data_info(i) for i in range(len(dataset))]
         build.unknown = {info['img_id']: info['gt_unknown'].tolist() for info in infos if 'gt_unknown' in info}
         return dataset.metainfo['classes'], {info['img_id']: info['gt_label'].tolist() for info in infos}
@@ -32,8 +39,10 @@ def read(tmp_path, monkeypatch):
 def test_names(read, separator):
     text = f'image,labels\na.jpg,"tree{separator}dog"\nb.jpg,\nc.jpg,"traffic light{separator} dog"\n'
     assert read(text) == (('dog', 'traffic light', 'tree'), {'a.jpg': [0, 2], 'b.jpg': [], 'c.jpg': [0, 1]})
-    assert (f"read as names separated by {separator!r}, in column 'labels'; images in column 'image'; 3 classes from "
-            'the file in alphabetical order') in read.said[0]
+    assert (
+        f"read as names separated by {separator!r}, in column 'labels'; images in column 'image'; 3 classes from "
+        'the file in alphabetical order'
+    ) in read.said[0]
 
 
 def test_names_in_the_order_of_given_classes(read):
@@ -52,7 +61,7 @@ def test_columns(read):
     classes, labels = read(text)
     assert (classes, labels) == (('dog', 'tree', 'sky'), {'a.jpg': [0, 2], 'b.jpg': [], 'c.jpg': [0], 'd.jpg': [0]})
     assert read.unknown == {'a.jpg': [], 'b.jpg': [], 'c.jpg': [1], 'd.jpg': []}
-    assert 'read as one column per class with 1, 0 and -1; images in column \'filename\'' in read.said[0]
+    assert "read as one column per class with 1, 0 and -1; images in column 'filename'" in read.said[0]
     assert read(text, classes=['sky', 'dog'])[1] == {'a.jpg': [0, 1], 'b.jpg': [], 'c.jpg': [1], 'd.jpg': [1]}
     assert read(text, label_column=['sky', 'tree'])[0] == ('sky', 'tree')
 
@@ -66,7 +75,7 @@ def test_other_delimiters_headers_and_encodings(read):
     excel = '\ufeffimage;labels\r\na.jpg;dog,tree\r\n\r\nb.jpg;tree\r\n'
     assert read(excel, delimiter=';')[1] == {'a.jpg': [0, 1], 'b.jpg': [1]}
     assert read('a.jpg,dog;tree\nb.jpg,tree\n', header=False)[1] == {'a.jpg': [0, 1], 'b.jpg': [1]}
-    assert read('image,labels\nbäume/ä.jpg,Bäume\n') == (('Bäume', ), {'bäume/ä.jpg': [0]})
+    assert read('image,labels\nbäume/ä.jpg,Bäume\n') == (('Bäume',), {'bäume/ä.jpg': [0]})
     assert read('image,labels\na,dog\n', image_suffix='.jpg')[1] == {'a.jpg': [0]}
 
 
@@ -82,8 +91,10 @@ def test_labels_may_repeat_and_end_in_a_separator(read):
 
 
 def test_other_labels_are_left_out_on_request(read):
-    assert read('image,labels\na.jpg,dog;tree\nb.jpg,tree\n', classes=['dog'], other_labels='ignore')[1] == \
-        {'a.jpg': [0], 'b.jpg': []}
+    assert read('image,labels\na.jpg,dog;tree\nb.jpg,tree\n', classes=['dog'], other_labels='ignore')[1] == {
+        'a.jpg': [0],
+        'b.jpg': [],
+    }
 
 
 def test_space_is_decided_by_the_classes(read):
@@ -97,23 +108,34 @@ def test_space_is_decided_by_the_classes(read):
 # -------------------------------------------------------------------------------------------------- what is not guessed
 
 
-@pytest.mark.parametrize('text, classes, way_out', [
-    ('image,labels\na.jpg,traffic light\n', None, "label_separator=' ' for the one, label_separator=';'"),
-    ('image,labels\na.jpg,traffic light\n', ['traffic', 'light', 'traffic light'], "label_separator=' ' for the one"),
-    ('image,labels\na.jpg,dog;tree\nb.jpg,dog|tree\n', None, "';' .line 2. and '|' .line 3..*label_separator="),
-    ('image,labels\na.jpg,3;5\n', None, r"such as '3'. Decide with metainfo=dict\(classes=.*label_form='names'"),
-    ('image,labels\na.jpg,3;5\n', ['3', '4', '5', '6', '7', '8'], "label_form='names' or 'indices'"),
-    ('image,labels\na.jpg,1\nb.jpg,0\n', ['cat', 'dog'], "label_form='columns' .*label_form='indices'"),
-    ('image,split,labels\na.jpg,1,dog\n', None, "columns of other contents stands 'labels'. Decide with label_column="),
-    ('image,width,height\na.jpg,640,480\n', None, "column 'width' begins with '640'"),
-    ('image,labels,train\na.jpg,1,0\n', None, "label_column="),
-    ('a.jpg,dog\nb.jpg,dog\n', None, "line 1 names a picture, 'a.jpg'.*header=False"),
-    ('picture,labels\na.jpg,dog\n', None, 'no column of .* is called image, .*image_column='),
-    ('image,filename,labels\na.jpg,b.jpg,dog\n', None, 'more than one column .*image_column='),
-    ('image;labels\na.jpg;dog\n', None, "one column only, 'image;labels'. Decide with delimiter="),
-    ('image,labels\na.jpg,"[\'dog\', \'tree\']"\n', None, 'line 2: .*looks like a Python list'),
-    ('image,dog,dog\na.jpg,1,0\n', None, 'names a column twice'),
-])
+@pytest.mark.parametrize(
+    'text, classes, way_out',
+    [
+        ('image,labels\na.jpg,traffic light\n', None, "label_separator=' ' for the one, label_separator=';'"),
+        (
+            'image,labels\na.jpg,traffic light\n',
+            ['traffic', 'light', 'traffic light'],
+            "label_separator=' ' for the one",
+        ),
+        ('image,labels\na.jpg,dog;tree\nb.jpg,dog|tree\n', None, "';' .line 2. and '|' .line 3..*label_separator="),
+        ('image,labels\na.jpg,3;5\n', None, r"such as '3'. Decide with metainfo=dict\(classes=.*label_form='names'"),
+        ('image,labels\na.jpg,3;5\n', ['3', '4', '5', '6', '7', '8'], "label_form='names' or 'indices'"),
+        ('image,labels\na.jpg,1\nb.jpg,0\n', ['cat', 'dog'], "label_form='columns' .*label_form='indices'"),
+        (
+            'image,split,labels\na.jpg,1,dog\n',
+            None,
+            "columns of other contents stands 'labels'. Decide with label_column=",
+        ),
+        ('image,width,height\na.jpg,640,480\n', None, "column 'width' begins with '640'"),
+        ('image,labels,train\na.jpg,1,0\n', None, 'label_column='),
+        ('a.jpg,dog\nb.jpg,dog\n', None, "line 1 names a picture, 'a.jpg'.*header=False"),
+        ('picture,labels\na.jpg,dog\n', None, 'no column of .* is called image, .*image_column='),
+        ('image,filename,labels\na.jpg,b.jpg,dog\n', None, 'more than one column .*image_column='),
+        ('image;labels\na.jpg;dog\n', None, "one column only, 'image;labels'. Decide with delimiter="),
+        ("image,labels\na.jpg,\"['dog', 'tree']\"\n", None, 'line 2: .*looks like a Python list'),
+        ('image,dog,dog\na.jpg,1,0\n', None, 'names a column twice'),
+    ],
+)
 def test_ambiguous_tables_are_refused_with_the_options_that_decide(read, text, classes, way_out):
     with pytest.raises(AnnotationError, match=f'table.csv: .*{way_out}'):
         read(text, classes=classes)
@@ -125,7 +147,7 @@ def test_options_decide(read):
     assert read('image,labels\na.jpg,3;5\n', numbers, label_form='names')[1] == {'a.jpg': [0, 2]}
     assert read('image,labels\na.jpg,3;5\n', numbers, label_form='indices')[1] == {'a.jpg': [3, 5]}
     assert read('image,labels\na.jpg,1;0\n', ['0', '1'])[1] == {'a.jpg': [0, 1]}  # both readings agree
-    assert read('image,dog\na.jpg,1\nb.jpg,0\n', label_form='columns') == (('dog', ), {'a.jpg': [0], 'b.jpg': []})
+    assert read('image,dog\na.jpg,1\nb.jpg,0\n', label_form='columns') == (('dog',), {'a.jpg': [0], 'b.jpg': []})
     assert read('image,split,labels\na.jpg,1,dog\n', label_column='labels')[1] == {'a.jpg': [0]}
     assert read('image,split,labels\na.jpg,1,dog\n', label_column=2)[1] == {'a.jpg': [0]}
     assert read('picture,labels\na.jpg,dog\n', image_column='picture')[1] == {'a.jpg': [0]}
@@ -136,26 +158,44 @@ def test_options_decide(read):
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 
-@pytest.mark.parametrize('text, kwargs, message', [
-    ('image,labels\na.jpg,dog\nb.jpg,dog,tree\n', {}, r"line 3: 3 fields 'b.jpg', 'dog', 'tree', but line 1 has 2"),
-    ('image,labels\na.jpg,dog\nb.jpg\n', {}, 'line 3: 1 fields'),
-    ('image,labels\na.jpg,"dog\nb.jpg,dog\n', {}, 'the row that begins in line 2: unexpected end of data'),
-    ('image,labels\na.jpg,"do"g"\n', {}, 'the row that begins in line 2'),
-    ('image,labels\na.jpg,dog\n,dog\n', {}, "line 3: '' is not the name of an image file"),
-    ('image,labels\na.jpg,dog;;tree\n', {}, "line 2: 'dog;;tree' has an empty label"),
-    ('image,labels\na.jpg,dog;tree\nb.jpg,Dog\n', dict(classes=['dog', 'tree']),
-     r"line 3: 'Dog' is none of the 2 classes \(did you mean 'dog'\?\)"),
-    ('image,labels\na.jpg,dog tree\n', dict(classes=['dog', 'tree'], label_separator=';'), "line 2: 'dog tree' is"),
-    ('image,labels\na.jpg,0\nb.jpg,2\n', dict(classes=['x', 'y']), r'line 3: index 2 .*\[0, 1\]. index_base=1'),
-    ('image,labels\na.jpg,0;1\n', dict(classes=['x', 'y'], index_base=1), r'line 2: index 0 lies outside \[1, 2\]'),
-    ('image,labels\na.jpg,-1;1\n', dict(classes=['x', 'y'], label_form='indices'), r'line 2: index -1 lies outside'),
-    ('image,dog,cat\na.jpg,1,0\nb.jpg,1,2\n', {}, "line 3, column 'cat': '2' is not 1, 0 or -1"),
-    ('image,dog,cat\na.jpg,1,0\nb.jpg,1,\n', {}, "line 3, column 'cat': '' is not 1, 0 or -1. empty_cell='negative'"),
-    ('image,labels\na.jpg,dog\n', dict(label_column='tags'), "has no column 'tags'; its columns: 'image', 'labels'"),
-    ('image,labels\na.jpg,dog\n', dict(classes=['dog'], label_column=7), 'has no column 7'),
-    ('image,labels\n', {}, 'has no rows of data'),
-    ('', {}, 'has no rows of data'),
-])
+@pytest.mark.parametrize(
+    'text, kwargs, message',
+    [
+        ('image,labels\na.jpg,dog\nb.jpg,dog,tree\n', {}, r"line 3: 3 fields 'b.jpg', 'dog', 'tree', but line 1 has 2"),
+        ('image,labels\na.jpg,dog\nb.jpg\n', {}, 'line 3: 1 fields'),
+        ('image,labels\na.jpg,"dog\nb.jpg,dog\n', {}, 'the row that begins in line 2: unexpected end of data'),
+        ('image,labels\na.jpg,"do"g"\n', {}, 'the row that begins in line 2'),
+        ('image,labels\na.jpg,dog\n,dog\n', {}, "line 3: '' is not the name of an image file"),
+        ('image,labels\na.jpg,dog;;tree\n', {}, "line 2: 'dog;;tree' has an empty label"),
+        (
+            'image,labels\na.jpg,dog;tree\nb.jpg,Dog\n',
+            dict(classes=['dog', 'tree']),
+            r"line 3: 'Dog' is none of the 2 classes \(did you mean 'dog'\?\)",
+        ),
+        ('image,labels\na.jpg,dog tree\n', dict(classes=['dog', 'tree'], label_separator=';'), "line 2: 'dog tree' is"),
+        ('image,labels\na.jpg,0\nb.jpg,2\n', dict(classes=['x', 'y']), r'line 3: index 2 .*\[0, 1\]. index_base=1'),
+        ('image,labels\na.jpg,0;1\n', dict(classes=['x', 'y'], index_base=1), r'line 2: index 0 lies outside \[1, 2\]'),
+        (
+            'image,labels\na.jpg,-1;1\n',
+            dict(classes=['x', 'y'], label_form='indices'),
+            r'line 2: index -1 lies outside',
+        ),
+        ('image,dog,cat\na.jpg,1,0\nb.jpg,1,2\n', {}, "line 3, column 'cat': '2' is not 1, 0 or -1"),
+        (
+            'image,dog,cat\na.jpg,1,0\nb.jpg,1,\n',
+            {},
+            "line 3, column 'cat': '' is not 1, 0 or -1. empty_cell='negative'",
+        ),
+        (
+            'image,labels\na.jpg,dog\n',
+            dict(label_column='tags'),
+            "has no column 'tags'; its columns: 'image', 'labels'",
+        ),
+        ('image,labels\na.jpg,dog\n', dict(classes=['dog'], label_column=7), 'has no column 7'),
+        ('image,labels\n', {}, 'has no rows of data'),
+        ('', {}, 'has no rows of data'),
+    ],
+)
 def test_broken_lines_are_named(read, text, kwargs, message):
     with pytest.raises(AnnotationError, match=f'table.csv.*{message}'):
         read(text, **kwargs)

@@ -8,20 +8,31 @@ from asl_mmdet.datasets import AnnotationError, HerbariumDataset
 
 @pytest.fixture
 def write(tmp_path, pictures):
-    images = [dict(id=i, file_name=f'images/{i // 100:03d}/{i % 100:02d}/{i}.jpg', height=1000, width=661, license=1)
-              for i in (354106, 76014, 2)]
+    images = [
+        dict(id=i, file_name=f'images/{i // 100:03d}/{i % 100:02d}/{i}.jpg', height=1000, width=661, license=1)
+        for i in (354106, 76014, 2)
+    ]
     content = dict(
-        images=images, info=dict(year=2020), licenses=[], regions=[dict(id=0, name='x')],
-        annotations=[dict(id=image['id'], image_id=image['id'], category_id=category, region_id=0)
-                     for image, category in zip(images, (17, 3, 17))],
-        categories=[dict(id=17, name='Abies alba', genus='Abies', family='Pinaceae'),
-                    dict(id=3, name='Citharexylum ca\u00f1arense', genus='Citharexylum', family='Verbenaceae'),
-                    dict(id=5, name='Abies alba', genus='Abies', family='Pinaceae')])
+        images=images,
+        info=dict(year=2020),
+        licenses=[],
+        regions=[dict(id=0, name='x')],
+        annotations=[
+            dict(id=image['id'], image_id=image['id'], category_id=category, region_id=0)
+            for image, category in zip(images, (17, 3, 17))
+        ],
+        categories=[
+            dict(id=17, name='Abies alba', genus='Abies', family='Pinaceae'),
+            dict(id=3, name='Citharexylum ca\u00f1arense', genus='Citharexylum', family='Verbenaceae'),
+            dict(id=5, name='Abies alba', genus='Abies', family='Pinaceae'),
+        ],
+    )
     pictures(tmp_path / 'train', [image['file_name'] for image in images])
 
     def build(encoding='utf-8', **changes):
         (tmp_path / 'train/metadata.json').write_bytes(
-            json.dumps(dict(content, **changes), ensure_ascii=False).encode(encoding))
+            json.dumps(dict(content, **changes), ensure_ascii=False).encode(encoding)
+        )
         return HerbariumDataset(data_root=str(tmp_path))
 
     build.content = content

@@ -1,4 +1,5 @@
 """What all data sets share: choice of images, checks at start, report, unreadable images."""
+
 import copy
 import logging
 import os
@@ -13,8 +14,13 @@ from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from asl_mmdet.datasets import (AnnotationError, CocoMultiLabelDataset, CSVMultiLabelDataset, PackMultiLabelInputs,
-                                check_no_overlap)
+from asl_mmdet.datasets import (
+    AnnotationError,
+    CocoMultiLabelDataset,
+    CSVMultiLabelDataset,
+    PackMultiLabelInputs,
+    check_no_overlap,
+)
 from asl_mmdet.datasets.label_index import LabelIndex, Ragged, encode_names, normalize_names
 from asl_mmdet.structures import MultiLabelDataSample, dense_targets
 
@@ -28,8 +34,10 @@ def table(folder, names, **kwargs):
 @pytest.fixture
 def log(monkeypatch):
     lines = []
-    monkeypatch.setattr('asl_mmdet.datasets.multi_label.print_log',
-                        lambda message, logger=None, level=logging.INFO: lines.append((level, message)))
+    monkeypatch.setattr(
+        'asl_mmdet.datasets.multi_label.print_log',
+        lambda message, logger=None, level=logging.INFO: lines.append((level, message)),
+    )
     return lines
 
 
@@ -40,7 +48,7 @@ def test_ragged_agrees_with_lists():
     generator = np.random.default_rng(0)
     rows, classes = generator.integers(0, 50, 400), generator.integers(0, 300, 400)
     rows = rows[rows % 7 != 0]
-    classes = classes[:len(rows)]
+    classes = classes[: len(rows)]
     lists = [sorted(set(classes[rows == row].tolist())) for row in range(50)]
     ragged = Ragged.from_pairs(rows, classes, 50, 300)
     assert [ragged[row].tolist() for row in range(50)] == lists
@@ -50,8 +58,9 @@ def test_ragged_agrees_with_lists():
     mask = generator.random(50) < 0.5
     assert [ragged.take(mask)[i].tolist() for i in range(mask.sum())] == [lists[row] for row in np.flatnonzero(mask)]
     new_of_old = np.where(np.arange(300) % 3 == 0, 99 - np.arange(300) // 3, -1)
-    assert [ragged.renumber(new_of_old, 100)[row].tolist() for row in range(50)] == \
-        [sorted(99 - label // 3 for label in labels if label % 3 == 0) for labels in lists]
+    assert [ragged.renumber(new_of_old, 100)[row].tolist() for row in range(50)] == [
+        sorted(99 - label // 3 for label in labels if label % 3 == 0) for labels in lists
+    ]
 
 
 def test_names_outside_the_folder_are_found_and_others_put_in_normal_form():
@@ -80,8 +89,15 @@ def test_report_and_statistics(coco, log):
     assert counts['positive_negative_ratio'] == pytest.approx(4 / 5)
     assert counts['classes_without_positives'] == ['toothbrush']
     assert len(log) == 1
-    for part in ('3 images', '4 in ', '3 with labels', '3 classes', '1.33 labels per image', 'ratio 0.8000',
-                 '1 classes without positives: toothbrush'):
+    for part in (
+        '3 images',
+        '4 in ',
+        '3 with labels',
+        '3 classes',
+        '1.33 labels per image',
+        'ratio 0.8000',
+        '1 classes without positives: toothbrush',
+    ):
         assert part in log[0][1]
 
 
@@ -116,9 +132,15 @@ def test_classes_are_selected_reordered_and_named_when_missing(coco):
     assert from_file.metainfo['classes'] == ('toothbrush', 'dog')
 
 
-@pytest.mark.parametrize('classes, message', [
-    (('dog', 'dog'), "names 'dog' twice"), ((), 'classes is empty'), (('dog', 3), 'holds 3, which is not a name'),
-    ('no/classes.txt', "there is no file 'no/classes.txt'. Classes are a list of names, or a text file")])
+@pytest.mark.parametrize(
+    'classes, message',
+    [
+        (('dog', 'dog'), "names 'dog' twice"),
+        ((), 'classes is empty'),
+        (('dog', 3), 'holds 3, which is not a name'),
+        ('no/classes.txt', "there is no file 'no/classes.txt'. Classes are a list of names, or a text file"),
+    ],
+)
 def test_faulty_lists_of_classes(coco, classes, message):
     with pytest.raises(AnnotationError, match=message):
         CocoMultiLabelDataset(**coco['config'], metainfo=dict(classes=classes))
@@ -157,8 +179,10 @@ def test_holdout_follows_the_stated_rule_and_parts_do_not_overlap(tmp_path, pict
     names = [f'im{i}.jpg' for i in range(200)]
     kwargs = dict(missing_images='unchecked', metainfo=dict(classes=['dog']))
     parts = {part: table(tmp_path, names, holdout=dict(fraction=0.2, part=part), **kwargs) for part in ('train', 'val')}
-    chosen = {part: {info['img_id'] for info in map(dataset.get_data_info, range(len(dataset)))}
-              for part, dataset in parts.items()}
+    chosen = {
+        part: {info['img_id'] for info in map(dataset.get_data_info, range(len(dataset)))}
+        for part, dataset in parts.items()
+    }
     # crc32('im2.jpg') = 0x158d3adc and crc32('im0.jpg') = 0x6f4d69bc: 0.084 and 0.435 of 2^32.
     assert 'im2.jpg' in chosen['val'] and 'im0.jpg' in chosen['train']
     assert chosen['train'] | chosen['val'] == set(names) and not chosen['train'] & chosen['val']
@@ -168,8 +192,16 @@ def test_holdout_follows_the_stated_rule_and_parts_do_not_overlap(tmp_path, pict
         table(tmp_path, names, holdout=dict(part='train'))
 
 
-@pytest.mark.parametrize('option', [dict(unannotated='no'), dict(missing_images=False), dict(untagged_weight=2),
-                                    dict(data_prefix=dict(picture='a')), dict(holdout=dict(fraction=0.1, part='test'))])
+@pytest.mark.parametrize(
+    'option',
+    [
+        dict(unannotated='no'),
+        dict(missing_images=False),
+        dict(untagged_weight=2),
+        dict(data_prefix=dict(picture='a')),
+        dict(holdout=dict(fraction=0.1, part='test')),
+    ],
+)
 def test_misspelt_options(coco, option):
     with pytest.raises(ValueError, match=next(iter(option))):
         CocoMultiLabelDataset(**dict(coco['config'], **option))
@@ -206,7 +238,6 @@ def test_split_check_hook_stops_a_run_before_its_first_step(coco, tmp_path):
     steps = []
 
     class Model(torch.nn.Module):
-
         def forward(self, *args, **kwargs):
             raise AssertionError
 
@@ -218,7 +249,6 @@ def test_split_check_hook_stops_a_run_before_its_first_step(coco, tmp_path):
             return [torch.zeros(1)]
 
     class Nothing(BaseMetric):
-
         def process(self, data_batch, data_samples):
             self.results.append(0)
 
@@ -232,11 +262,21 @@ def test_split_check_hook_stops_a_run_before_its_first_step(coco, tmp_path):
     def run(val):
         model = Model()
         model.weight = torch.nn.Parameter(torch.zeros(1))
-        Runner(model, str(tmp_path / 'work'), train_dataloader=loader([0, 1]), val_dataloader=loader(val),
-               train_cfg=dict(by_epoch=True, max_epochs=1, val_interval=1), val_cfg=dict(), val_evaluator=[Nothing()],
-               optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), custom_hooks=[dict(type='SplitCheckHook')],
-               default_hooks=dict(checkpoint=None, logger=None), default_scope='mmdet',
-               experiment_name=f'split{len(val)}{val[0]}', log_level='ERROR').train()
+        Runner(
+            model,
+            str(tmp_path / 'work'),
+            train_dataloader=loader([0, 1]),
+            val_dataloader=loader(val),
+            train_cfg=dict(by_epoch=True, max_epochs=1, val_interval=1),
+            val_cfg=dict(),
+            val_evaluator=[Nothing()],
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+            custom_hooks=[dict(type='SplitCheckHook')],
+            default_hooks=dict(checkpoint=None, logger=None),
+            default_scope='mmdet',
+            experiment_name=f'split{len(val)}{val[0]}',
+            log_level='ERROR',
+        ).train()
 
     with pytest.raises(AnnotationError, match='1 images of .* are also in'):
         run([1, 2])
@@ -250,7 +290,7 @@ def test_split_check_hook_stops_a_run_before_its_first_step(coco, tmp_path):
 
 def spoil(path, how):
     data = path.read_bytes()
-    path.write_bytes({'truncated': data[:len(data) // 2], 'empty': b'', 'text': b'<html>404</html>'}[how])
+    path.write_bytes({'truncated': data[: len(data) // 2], 'empty': b'', 'text': b'<html>404</html>'}[how])
 
 
 @pytest.mark.parametrize('how', ['truncated', 'empty', 'text'])
@@ -273,8 +313,13 @@ def test_unreadable_image_is_logged_with_its_path_and_skipped(coco, log, how):
 def test_bound_counts_over_all_workers_and_epochs(tmp_path, pictures):
     names = [f'{i}.jpg' for i in range(12)]
     pictures(tmp_path, names)
-    dataset = table(tmp_path, names, max_corrupt_images=2, max_refetch=100,
-                    pipeline=[dict(type='LoadImageFromFile'), dict(type='PackMultiLabelInputs')])
+    dataset = table(
+        tmp_path,
+        names,
+        max_corrupt_images=2,
+        max_refetch=100,
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='PackMultiLabelInputs')],
+    )
     for name in ('0.jpg', '1.jpg'):
         spoil(tmp_path / name, 'truncated')
     loader = DataLoader(dataset, batch_size=1, num_workers=2, collate_fn=list)
@@ -324,8 +369,16 @@ def test_built_from_a_config_with_mmdets_transforms(coco):
     assert isinstance(sample, MultiLabelDataSample) and sample.gt_label.tolist() == [0, 1]
     assert sample.gt_label.dtype == torch.int64 and 'gt_unknown' not in sample
     assert sample.metainfo == dict(
-        num_classes=3, untagged_weight=1.0, img_id=42, img_path=str(coco['root'] / 'val2014' / coco['names'][0]),
-        ori_shape=(10, 20), img_shape=(24, 32), scale_factor=(1.6, 2.4), flip=True, flip_direction='horizontal')
+        num_classes=3,
+        untagged_weight=1.0,
+        img_id=42,
+        img_path=str(coco['root'] / 'val2014' / coco['names'][0]),
+        ori_shape=(10, 20),
+        img_shape=(24, 32),
+        scale_factor=(1.6, 2.4),
+        flip=True,
+        flip_direction='horizontal',
+    )
     targets, weights = dense_targets([dataset[i]['data_samples'] for i in range(3)], 3)
     assert targets.tolist() == [[1, 1, 0], [1, 0, 0], [0, 1, 0]] and weights is None
 
