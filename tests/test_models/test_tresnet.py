@@ -24,7 +24,7 @@ from torch import nn
 from asl_mmdet.models.tresnet import ARCHITECTURES, BlurPool, TResNet, load_pretrained, space_to_depth
 
 TINY = dict(layers=(1, 2, 1, 1), width=0.25)
-TINY_V2 = dict(layers=(1, 1, 1, 1), width=0.25, v2=True)
+TINY_V2 = dict(layers=(1, 1, 1, 1), width=0.3, v2=True)  # 19 channels, rounded down to 16
 CONVERTER = Path(__file__).parents[2] / 'tools/model_converters/tresnet.py'
 
 
@@ -443,6 +443,15 @@ def test_file_of_another_architecture_is_refused(tmp_path):
     assert f'The file holds arch={dict(layers=(1, 1, 1, 1), width=0.25, v2=True)!r}: set arch so' in message
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not model.is_init
+
+
+def test_file_of_another_width_is_refused(tmp_path):
+    torch.save(tiny(dict(TINY, width=0.5)).state_dict(), tmp_path / 'own.pth')
+    with pytest.raises(ValueError) as error:
+        initialised(tmp_path / 'own.pth')
+    assert 'missing' not in str(error.value) and 'unexpected' not in str(error.value)
+    assert 'stem.conv.weight (32, 48, 3, 3) for (16, 48, 3, 3)' in str(error.value)
+    assert f'The file holds arch={dict(TINY, width=0.5, v2=False)!r}' in str(error.value)
 
 
 @pytest.mark.parametrize('name', ARCHITECTURES)
