@@ -2,7 +2,7 @@ from .supported_stack import check_supported_stack
 
 check_supported_stack()
 
-from . import datasets  # noqa: E402, F401
+from . import datasets, evaluation, hooks, one_cycle, visualization  # noqa: E402, F401
 from .checkpoint import admit_runner_checkpoints  # noqa: E402
 from .models import ASLSingleLabel, AsymmetricLoss, ImageClassifier, MultiLabelLinearClsHead, TResNet  # noqa: E402
 from .version import __version__  # noqa: E402

@@ -1,10 +1,12 @@
-"""Every config in the repo: parsed, built and run for one step of training on the CPU, and for one of evaluation."""
+"""Every config in the repo: parsed, built and run for a step or a few of training on the CPU, and for one of evaluation."""
 
 import json
 
 import cv2
 import numpy as np
 import pytest
+from mmdet.datasets import CocoDataset
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -15,31 +17,83 @@ CONFIGS = sorted(
     for path in (ROOT / 'configs').glob('*/*.py')
     if path.parent.name != '_base_'
 )
+CLASSIFICATION = [name for name in CONFIGS if name.split('/')[0] in ('multi_label', 'single_label')]
 DETECTION = [name for name in CONFIGS if name.split('/')[0] in ('fcos', 'atss')]
+
+
+def write_pictures(folder, names):
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for name in names:
+        cv2.imwrite(str(folder / name), rng.integers(0, 255, (48, 64, 3), dtype=np.uint8))
+
+
+def write_coco(root, split, names):
+    """Every picture shows one class: the next of the 80, at one place."""
+    coco_ids = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
+    write_pictures(root / split, names)
+    box = dict(bbox=[4, 5, 40, 36], area=1440, iscrowd=0)
+    content = dict(
+        images=[dict(id=i, file_name=name, width=64, height=48) for i, name in enumerate(names, 1)],
+        annotations=[dict(id=i, image_id=i, category_id=coco_ids[i % 80], **box) for i in range(1, len(names) + 1)],
+        categories=[dict(id=i, name=name) for i, name in zip(coco_ids, CocoDataset.METAINFO['classes'])],
+    )
+    (root / 'annotations').mkdir(exist_ok=True)
+    (root / f'annotations/instances_{split}.json').write_text(json.dumps(content))
 
 
 @pytest.fixture(scope='module')
 def coco_folder(tmp_path_factory):
-    """COCO 2017's layout with 48 pictures of 64 x 48 pixels to train on and 2 to evaluate on."""
     root = tmp_path_factory.mktemp('coco')
-    (root / 'annotations').mkdir()
-    rng = np.random.default_rng(0)
-    coco_ids = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
-    from mmdet.datasets import CocoDataset
-
-    categories = [dict(id=i, name=name) for i, name in zip(coco_ids, CocoDataset.METAINFO['classes'])]
     for split, count in (('train2017', 48), ('val2017', 2)):
-        (root / split).mkdir()
-        images, annotations = [], []
-        for i in range(1, count + 1):
-            name = f'{i:012d}.jpg'
-            cv2.imwrite(str(root / split / name), rng.integers(0, 255, (48, 64, 3), dtype=np.uint8))
-            images.append(dict(id=i, file_name=name, width=64, height=48))
-            annotations.append(
-                dict(id=i, image_id=i, category_id=coco_ids[i % 80], bbox=[4, 5, 40, 36], area=1440, iscrowd=0)
-            )
-        content = dict(images=images, annotations=annotations, categories=categories)
-        (root / f'annotations/instances_{split}.json').write_text(json.dumps(content))
+        write_coco(root, split, [f'{i:012d}.jpg' for i in range(1, count + 1)])
+    return root
+
+
+@pytest.fixture(scope='module')
+def data_folder(tmp_path_factory):
+    """data/ of the classification recipes: each data set as its owners publish it, with two pictures a split."""
+    root = tmp_path_factory.mktemp('data')
+    for split in ('train2014', 'val2014'):
+        write_coco(root / 'coco', split, [f'{split}_{i}.jpg' for i in (1, 2)])
+
+    voc = root / 'VOCdevkit/VOC2007'
+    for folder in ('ImageSets/Main', 'Annotations'):
+        (voc / folder).mkdir(parents=True)
+    for split, ids in (('trainval', ['000005', '000007']), ('test', ['000001', '000002'])):
+        write_pictures(voc / 'JPEGImages', [f'{i}.jpg' for i in ids])
+        (voc / f'ImageSets/Main/{split}.txt').write_text('\n'.join(ids))
+        for i, name in zip(ids, ('dog', 'chair')):
+            thing = f'<object><name>{name}</name><difficult>0</difficult></object>'
+            (voc / f'Annotations/{i}.xml').write_text(f'<annotation>{thing}</annotation>')
+
+    names = ['a.jpg', 'b.jpg', 'c.jpg', 'd.jpg']
+    write_pictures(root / 'nus_wide/images', names)
+    rows = [
+        f"images/{name},['{label}'],{split}"
+        for name, label, split in zip(names, ('sky', 'clouds', 'sky', 'water'), ('train', 'train', 'val', 'val'))
+    ]
+    (root / 'nus_wide/nus_wid_data.csv').write_text('\n'.join(['filepath,label,split_name', *rows, '']))
+
+    open_images = root / 'open_images'
+    for split, prefix in (('train', 'oidv6-train'), ('test', 'test')):
+        ids = [f'{len(split)}{i:015x}' for i in (1, 2)]
+        write_pictures(open_images / split, [f'{i}.jpg' for i in ids])
+        rows = [f'{ids[0]},verification,/m/01,1', f'{ids[1]},verification,/m/01,0', f'{ids[1]},verification,/m/02,1']
+        header = 'ImageID,Source,LabelName,Confidence'
+        (open_images / f'{prefix}-annotations-human-imagelabels.csv').write_text('\n'.join([header, *rows, '']))
+    descriptions = ['LabelName,DisplayName', '/m/01,Person', '/m/02,Tree', '/m/03,Sky', '']
+    (open_images / 'oidv6-class-descriptions.csv').write_text('\n'.join(descriptions))
+    (open_images / 'oidv6-classes-trainable.txt').write_text('/m/01\n/m/02\n/m/03\n')
+
+    names = [f'{i}.jpg' for i in range(8)]
+    write_pictures(root / 'herbarium/train', names)
+    content = dict(
+        images=[dict(id=i, file_name=name) for i, name in enumerate(names)],
+        annotations=[dict(id=i, image_id=i, category_id=10 + i % 3) for i in range(len(names))],
+        categories=[dict(id=10 + i, name=f'species {i}') for i in range(3)],
+    )
+    (root / 'herbarium/train/metadata.json').write_text(json.dumps(content))
     return root
 
 
@@ -117,10 +171,39 @@ def test_a_detection_config_trains_a_step_and_evaluates(name, coco_folder, shape
     assert 'coco/bbox_mAP' in runner.val()
 
 
+@pytest.mark.parametrize('name', CLASSIFICATION)
+def test_a_classification_config_trains_and_evaluates(name, data_folder, tmp_path):
+    cfg = Config.fromfile(ROOT / 'configs' / name)
+    cfg.work_dir = str(tmp_path)
+    cfg.load_from = None
+    cfg.model.backbone.init_cfg = None
+    cfg.optim_wrapper.type = 'OptimWrapper'  # AmpOptimWrapper wants a GPU
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.update(batch_size=1, num_workers=0, persistent_workers=False)
+        loader.dataset.data_root = loader.dataset.data_root.replace('data', str(data_folder), 1)
+        loader.dataset.pop('expected_images', None)
+        if 'holdout' in loader.dataset:
+            loader.dataset.holdout.fraction = 0.5
+        if 'metainfo' in loader.dataset:
+            loader.dataset.metainfo.classes = loader.dataset.metainfo.classes.replace('data', str(data_folder), 1)
+        next(step for step in loader.dataset.pipeline if step.type == 'Resize').scale = (64, 64)
+    if 'open-images' in name or 'herbarium' in name:
+        cfg.model.head.num_classes = 3
+    cfg.train_cfg.max_epochs = 1
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1)
+    cfg.experiment_name = name.replace('/', '_')
+    runner = Runner.from_cfg(cfg)
+    runner.model.init_weights()
+    before = {key: value.clone() for key, value in runner.model.named_parameters()}
+    runner.train()
+    assert runner.iter == len(runner.train_dataloader) > 1
+    assert all(value.isfinite().all() for value in runner.model.parameters())
+    moved = [key for key, value in runner.model.named_parameters() if not value.equal(before[key])]
+    assert any(key.startswith('head.') for key in moved) and any(key.startswith('backbone.') for key in moved)
+
+
 def test_missing_weights_are_explained():
     cfg = Config.fromfile(ROOT / 'configs/fcos/fcos_tresnet-m_fpn_asl_8xb6-70e_coco.py')
-    from mmdet.registry import MODELS
-
     model = MODELS.build(cfg.model)
     with pytest.raises(FileNotFoundError) as error:
         model.init_weights()

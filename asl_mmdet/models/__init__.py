@@ -2,6 +2,7 @@ from .asl_single_label import ASLSingleLabel
 from .asymmetric_loss import AsymmetricLoss
 from .image_classifier import ImageClassifier
 from .multi_label_head import MultiLabelLinearClsHead
+from .ofa595 import OFA595
 from .tresnet import TResNet
 
-__all__ = ['ASLSingleLabel', 'AsymmetricLoss', 'ImageClassifier', 'MultiLabelLinearClsHead', 'TResNet']
+__all__ = ['ASLSingleLabel', 'AsymmetricLoss', 'ImageClassifier', 'MultiLabelLinearClsHead', 'OFA595', 'TResNet']

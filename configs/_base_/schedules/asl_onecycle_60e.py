@@ -14,5 +14,4 @@ param_scheduler = [
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=60, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-custom_hooks = [dict(type='RawAndEMAHook', metric='multi-label/mAP', momentum=0.0003)]
 auto_scale_lr = dict(enable=False, base_batch_size=128)

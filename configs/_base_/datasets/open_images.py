@@ -1,0 +1,34 @@
+# Appendix F: data/open_images with the CSVs of V6, and train/, test/. Untagged labels are negatives of reduced weight
+# in training (the paper gives no number) and unknown in evaluation, which skips classes without both kinds of labels.
+train_dataloader = dict(
+    batch_size=16,
+    num_workers=8,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='OpenImagesMultiLabelDataset',
+        data_root='data/open_images/',
+        metainfo=dict(classes='data/open_images/oidv6-classes-trainable.txt'),
+        ann_file='oidv6-train-annotations-human-imagelabels.csv',
+        data_prefix=dict(img_path='train/'),
+        untagged=0.1,
+    ),
+)
+val_dataloader = dict(
+    batch_size=32,
+    num_workers=8,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='OpenImagesMultiLabelDataset',
+        data_root='data/open_images/',
+        metainfo=dict(classes='data/open_images/oidv6-classes-trainable.txt'),
+        ann_file='test-annotations-human-imagelabels.csv',
+        data_prefix=dict(img_path='test/'),
+        untagged='unknown',
+        test_mode=True,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type='MultiLabelMetric', require_negatives=True)
+test_evaluator = val_evaluator

@@ -1,0 +1,8 @@
+_base_ = 'mmdet::_base_/default_runtime.py'
+
+default_hooks = dict(checkpoint=dict(save_best='multi-label/mAP', max_keep_ckpts=2))
+visualizer = dict(type='MultiLabelVisualizer')
+custom_hooks = [
+    dict(type='RawAndEMAHook', metric='multi-label/mAP', momentum=0.0003),
+    dict(type='SplitCheckHook'),
+]

@@ -1,0 +1,4 @@
+# Figure 5 at gamma = 0: cross-entropy.
+_base_ = 'tresnet-l_asl_8xb16-60e_coco2014-448.py'
+
+model = dict(head=dict(loss=dict(gamma_neg=0.0, clip=0.0)))

@@ -1,0 +1,3 @@
+_base_ = 'tresnet-l_asl_8xb16-60e_voc2007-448-from-coco.py'
+
+model = dict(head=dict(loss=dict(gamma_neg=0.0, clip=0.0)))

@@ -1,0 +1,4 @@
+_base_ = 'tresnet-l_asl_8xb16-5e_open-images-448.py'
+
+model = dict(head=dict(loss=dict(gamma_pos=4.0, gamma_neg=4.0, clip=0.0)))
+load_from = 'work_dirs/tresnet-l_focal_8xb16-30e_open-images-224/epoch_30.pth'

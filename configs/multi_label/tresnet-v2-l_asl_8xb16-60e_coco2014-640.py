@@ -1,0 +1,17 @@
+# Table 5: pretrained on ImageNet-21K, 640 pixels. Public weights of that kind are of TResNet-L V2.
+_base_ = [
+    '../_base_/asl_mmdet.py',
+    '../_base_/models/tresnet-l_asl.py',
+    '../_base_/datasets/coco2014.py',
+    '../_base_/pipelines/squash_640.py',
+    '../_base_/schedules/asl_onecycle_60e.py',
+    '../_base_/multi_label_runtime.py',
+]
+
+model = dict(
+    backbone=dict(arch='v2_l', init_cfg=dict(checkpoint='checkpoints/tresnet_v2_l.pth')), head=dict(in_channels=2048)
+)
+
+train_dataloader = dict(dataset=dict(pipeline={{_base_.train_pipeline}}))
+val_dataloader = dict(dataset=dict(pipeline={{_base_.test_pipeline}}))
+test_dataloader = dict(dataset=dict(pipeline={{_base_.test_pipeline}}))
