@@ -105,7 +105,9 @@ def test_unreadable_images_are_reported_and_left_out(inferencer, trained, tmp_pa
     good = trained / 'images/a.png'
     (tmp_path / 'text.jpg').write_text('no image')
     (tmp_path / 'empty.png').touch()
-    bad = [tmp_path / 'text.jpg', tmp_path / 'empty.png', tmp_path / 'nothing.jpg']
+    jpeg = cv2.imencode('.jpg', cv2.imread(str(good)))[1].tobytes()
+    (tmp_path / 'truncated.jpg').write_bytes(jpeg[: len(jpeg) // 2])
+    bad = [tmp_path / name for name in ('text.jpg', 'empty.png', 'truncated.jpg', 'nothing.jpg')]
     for batch_size in (1, 2, 4):
         found = inferencer(
             [bad[0], good, *bad[1:], good], batch_size=batch_size, picture_dir=tmp_path / str(batch_size)
@@ -113,7 +115,7 @@ def test_unreadable_images_are_reported_and_left_out(inferencer, trained, tmp_pa
         assert [p['image'] for p in found['predictions']] == [str(good)] * 2
         assert [item['image'] for item in found['skipped']] == [str(path) for path in bad]
         assert all(item['reason'] for item in found['skipped'])
-        assert sorted(path.name for path in (tmp_path / str(batch_size)).iterdir()) == ['00000004_a.png', 'a.png']
+        assert sorted(path.name for path in (tmp_path / str(batch_size)).iterdir()) == ['00000005_a.png', 'a.png']
 
 
 def test_pictures(inferencer, trained, tmp_path):
