@@ -187,8 +187,6 @@ def read_labels(path: str, table: LabelTable, threshold: float | None, block: in
 
 
 def _parse_block(text, line, path, table, threshold):
-    if b'\r' in text:
-        text = text.replace(b'\r\n', b'\n')
     data = np.frombuffer(text + bytes(16), dtype=np.uint8)
     ends = np.flatnonzero(data == ord('\n'))
     starts = np.concatenate([[0], ends[:-1] + 1])
