@@ -4,6 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same cases in every run: a change that passes here passes elsewhere. HYPOTHESIS_PROFILE=random draws new ones.
+settings.register_profile('fixed', derandomize=True, deadline=None)
+settings.register_profile('random', deadline=None, print_blob=True)
+settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'fixed'))
 
 ROOT = Path(__file__).resolve().parent.parent
 
