@@ -1,4 +1,4 @@
-"""Every config in the repo: parsed, built and run for a step or a few of training on the CPU, and for one of evaluation."""
+"""Every config in the repo: parsed, built, run for a step or a few of training on the CPU, and evaluated."""
 
 import json
 
