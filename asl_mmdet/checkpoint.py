@@ -1,4 +1,5 @@
 """Reading checkpoint files without running code from them."""
+
 import pickle
 from pathlib import Path
 

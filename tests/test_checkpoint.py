@@ -1,4 +1,5 @@
 """Checkpoints as mmengine's Runner writes them, and files that abuse what these need."""
+
 import pickle
 import sys
 

@@ -4,6 +4,7 @@ The architecture follows the authors' code, https://github.com/mrT23/TResNet. L-
 Pretraining for the Masses, https://arxiv.org/abs/2104.10972. BatchNorm and LeakyReLU stand where the paper has
 InPlaceABN, so nothing is compiled. Shapes: N images of H x W pixels, C channels.
 """
+
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -380,8 +381,9 @@ def read_weights(
     """Read a TResNet backbone in our own, timm's or the official layout.
 
     The keys tell the layout. Files of the official layout were trained with InPlaceABN, which scales by |w| + 1e-5
-    where BN scales by w, so their norm weights become |w| + 1e-5. Files of timm's layout have plain BN: timm converted
-    them when it published them, and converts official files as it loads them.
+    where BN scales by w, so their norm weights become |w| + 1e-5. Files of timm's layout have plain BN: those published
+    were converted before (as their model cards say), and timm converts official files by the same rule as it loads
+    them. A file of the official layout that was converted already moves by another 1e-5.
 
     Args:
         path: A local file; its tensors may lie under ``state_dict`` or ``model`` and under ``module.``.

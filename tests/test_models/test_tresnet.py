@@ -1,4 +1,5 @@
 """timm's own models, the official key layout and values by hand against TResNet and its checkpoint remap."""
+
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -471,7 +472,7 @@ def test_incomplete_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match='2 missing: layer1.0.se.fc1.bias, layer4.0.conv3.conv.weight. The arch'):
         initialised(tmp_path / 'incomplete.pth')
     torch.save({'conv1.weight': torch.zeros(64, 3, 7, 7)}, tmp_path / 'resnet.pth')
-    with pytest.raises(ValueError, match='resnet.pth.* holds no TResNet: none of stem.conv.weight .* begin with conv1.weight'):
+    with pytest.raises(ValueError, match='resnet.pth.* holds no TResNet: none of stem.* begin with conv1.weight'):
         initialised(tmp_path / 'resnet.pth')
     torch.save([torch.zeros(1)], tmp_path / 'list.pth')
     with pytest.raises(ValueError, match='list.pth.* holds a list'):
@@ -673,7 +674,7 @@ def test_converter_writes_safetensors_and_takes_a_prefix(tmp_path, monkeypatch):
     ('dst', 'options', 'status', 'message'),
     [
         ('own.pth', ['--arch', 'm'], 1, "does not fit TResNet(arch='m')"),
-        ('official.pth', [], 2, 'official.pth\' exists'),
+        ('official.pth', [], 2, "official.pth' exists"),
         ('own.onnx', [], 2, 'ends in .pth or .safetensors'),
     ],
 )

@@ -2,6 +2,7 @@
 
 The backbone loads all layouts as they are; this saves the remap where a file is read often or passed on.
 """
+
 import argparse
 from pathlib import Path
 
