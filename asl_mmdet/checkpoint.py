@@ -15,8 +15,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 
     """Content of a ``.safetensors`` file, or of any file that ``torch.save`` wrote.
 
     Pickles are read with ``weights_only=True``: tensors, containers, strings and numbers, and beyond these only what
-    mmengine's Runner puts into its checkpoints, the ``HistoryBuffer`` of logged scalars and its numpy arrays, which
-    :func:`admit_runner_checkpoints` has admitted.
+    mmengine's Runner puts into its checkpoints, the ``HistoryBuffer`` of logged scalars and its numpy arrays.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -29,6 +28,8 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 
     if path.suffix == '.safetensors':
         return _read_safetensors(path, map_location)
 
+    # Again, and not at import alone: OneDL's mmengine takes them off torch's list after each checkpoint that it loads.
+    admit_runner_checkpoints()
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # a damaged pickle makes the unpickler stumble over anything

@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.model import BaseModel
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
 from asl_mmdet.checkpoint import read_checkpoint
@@ -92,6 +92,15 @@ def test_getattr_reaches_nothing_but_the_statistics_of_history_buffers(tmp_path,
 def test_statistics_of_history_buffers_are_reached(tmp_path):
     torch.save(dict(log=_Getattr(HistoryBuffer, 'mean')), tmp_path / 'log.pth')
     assert read_checkpoint(tmp_path / 'log.pth')['log'] is HistoryBuffer.mean
+
+
+def test_runner_files_are_read_after_mmengine_has_loaded_one(tmp_path):
+    path = tmp_path / 'history.pth'
+    history = HistoryBuffer()
+    history.update(2.5)
+    torch.save(dict(state_dict=dict(weight=torch.ones(2)), message_hub=dict(loss=history)), path)
+    CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+    assert read_checkpoint(path)['message_hub']['loss'].current() == 2.5
 
 
 @pytest.mark.parametrize('name', ['page.pth', 'page.safetensors'])
