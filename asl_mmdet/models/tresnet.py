@@ -496,7 +496,7 @@ def load_pretrained(
     try:
         weights = read_weights(path, prefix, map_location)
     except FileNotFoundError as error:
-        raise FileNotFoundError(_where_weights_come_from(path, model.arch)) from error
+        raise FileNotFoundError(_where_weights_come_from(path, model)) from error
     unbuilt = load_weights(model, weights, path)
     left_out = sorted(weights.left_out + unbuilt)
     converted = ', InPlaceABN weights w converted to |w| + 1e-5 for BN' if weights.layout == 'official' else ''
@@ -507,15 +507,21 @@ def load_pretrained(
     )
 
 
-def _where_weights_come_from(path: str | Path, arch: str | dict) -> str:
-    names = _TIMM_WEIGHTS.get(arch) if isinstance(arch, str) else None
+def _where_weights_come_from(path: str | Path, model: TResNet) -> str:
+    names = _TIMM_WEIGHTS.get(model.arch) if isinstance(model.arch, str) else None
+    options = ['init_cfg=None']
+    if model.frozen_stages >= 0:
+        options.append('frozen_stages=-1')  # a random stage that is frozen would stay random
+    if model.norm_eval:
+        options.append('norm_eval=False')
     return (
         f"init_cfg.checkpoint: there is no local file '{path}'. Weights of TResNet are published as timm's model files "
         f'on the Hugging Face hub ({names or "; ".join(_TIMM_WEIGHTS.values())}: model.safetensors of '
         'https://huggingface.co/timm/NAME) and in the official model zoos (MODEL_ZOO.md of '
         'https://github.com/mrT23/TResNet, https://github.com/Alibaba-MIIL/ImageNet21K and '
         'https://github.com/Alibaba-MIIL/ASL). Download one and give its path, or train from scratch with '
-        'init_cfg=None (on the command line: --cfg-options model.backbone.init_cfg=None).'
+        f'{", ".join(options)} (on the command line: --cfg-options '
+        f'{" ".join(f"model.backbone.{option}" for option in options)}).'
     )
 
 

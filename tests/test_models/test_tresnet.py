@@ -489,7 +489,16 @@ def test_missing_file_says_where_weights_come_from(tmp_path, arch):
     assert 'tresnet_m.miil_in21k' in message and 'https://huggingface.co/timm/' in message
     assert ('tresnet_xl.miil_in1k' in message) == (arch is TINY)
     assert 'https://github.com/Alibaba-MIIL/ASL' in message
-    assert '--cfg-options model.backbone.init_cfg=None' in message
+    assert '--cfg-options model.backbone.init_cfg=None)' in message
+
+
+def test_missing_file_of_a_frozen_backbone_says_what_else_training_from_scratch_needs(tmp_path):
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'tresnet.pth'))
+    model = TResNet(TINY, frozen_stages=1, norm_eval=True, init_cfg=init_cfg)
+    with pytest.raises(FileNotFoundError) as error:
+        model.init_weights()
+    options = ('init_cfg=None', 'frozen_stages=-1', 'norm_eval=False')
+    assert f'--cfg-options {" ".join(f"model.backbone.{option}" for option in options)})' in str(error.value)
 
 
 class _Malice:
