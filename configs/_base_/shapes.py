@@ -41,7 +41,9 @@ shapes = dict(
     test_dataloader=_test_dataloader,
     test_evaluator=dict(ann_file='data/shapes/annotations/val.json'),
     optim_wrapper=dict(optimizer=dict(_delete_=True, type='AdamW', lr=5e-3, weight_decay=0.05), paramwise_cfg=None),
-    param_scheduler=[dict(type='OneCycleLR', eta_max=5e-3, total_steps=20, pct_start=0.2, convert_to_iter_based=True)],
+    param_scheduler=[
+        dict(type='ScalableOneCycleLR', total_steps=20, pct_start=0.2, by_epoch=True, convert_to_iter_based=True),
+    ],
     train_cfg=dict(max_epochs=20, val_interval=20),
     randomness=dict(seed=0),
     default_hooks=dict(
