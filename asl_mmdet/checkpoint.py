@@ -69,9 +69,11 @@ def _runner_types() -> list:
 def admit_runner_checkpoints() -> None:
     """Let ``torch.load`` with ``weights_only=True``, its default from torch 2.6 on, read what mmengine's Runner wrote.
 
-    mmengine 0.10.7 relies on that default and cannot resume without this.
+    mmengine 0.10.7 relies on that default and cannot resume without this. Earlier versions of torch know no stand-ins:
+    there, only files without a Runner's history are read.
     """
-    torch.serialization.add_safe_globals(_runner_types())
+    if torch.__version__ >= (2, 6):
+        torch.serialization.add_safe_globals(_runner_types())
 
 
 def _history_buffer_method(owner: type, name: str):
