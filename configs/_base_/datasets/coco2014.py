@@ -1,10 +1,8 @@
 # Section 4.1.1: data/coco/{train2014,val2014,annotations}. Images without any annotation are left out, which leaves
-# 82,081 for training and 40,137 for validation; other numbers are an error. Batch 128 on 8 GPUs.
+# 82,081 for training and 40,137 for validation; other numbers are an error.
+_base_ = 'multi_label_loaders.py'
+
 train_dataloader = dict(
-    batch_size=16,
-    num_workers=8,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='CocoMultiLabelDataset',
         data_root='data/coco/',
@@ -14,19 +12,14 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=32,
-    num_workers=8,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='CocoMultiLabelDataset',
         data_root='data/coco/',
         ann_file='annotations/instances_val2014.json',
         data_prefix=dict(img_path='val2014/'),
         expected_images=40137,
-        test_mode=True,
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type='MultiLabelMetric', thr=0.8)
+val_evaluator = dict(thr=0.8)
 test_evaluator = val_evaluator

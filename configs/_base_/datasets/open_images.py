@@ -1,10 +1,8 @@
 # Appendix F: data/open_images with the CSVs of V6, and train/, test/. Untagged labels are negatives of reduced weight
 # in training (the paper gives no number) and unknown in evaluation, which skips classes without both kinds of labels.
+_base_ = 'multi_label_loaders.py'
+
 train_dataloader = dict(
-    batch_size=16,
-    num_workers=8,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='OpenImagesMultiLabelDataset',
         data_root='data/open_images/',
@@ -15,10 +13,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=32,
-    num_workers=8,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='OpenImagesMultiLabelDataset',
         data_root='data/open_images/',
@@ -26,9 +20,8 @@ val_dataloader = dict(
         ann_file='test-annotations-human-imagelabels.csv',
         data_prefix=dict(img_path='test/'),
         untagged='unknown',
-        test_mode=True,
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type='MultiLabelMetric', require_negatives=True)
+val_evaluator = dict(require_negatives=True)
 test_evaluator = val_evaluator
