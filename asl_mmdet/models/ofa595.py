@@ -16,11 +16,11 @@ from mmdet.models.layers import InvertedResidual
 from mmdet.models.utils import make_divisible
 from mmdet.registry import MODELS
 from mmengine.logging import print_log
-from mmengine.model import BaseModule, update_init_info
+from mmengine.model import update_init_info
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoint import read_checkpoint
+from .staged_backbone import StagedBackbone
 
 
 class Block(NamedTuple):
@@ -61,7 +61,7 @@ HSWISH = dict(type='HSwish')
 
 
 @MODELS.register_module()
-class OFA595(BaseModule):
+class OFA595(StagedBackbone):
     """OFA-595 as a backbone: (N, 3, H, W) images to a tuple of the features that ``out_indices`` names.
 
     =====  ==============================================  ========
@@ -142,21 +142,6 @@ class OFA595(BaseModule):
             if i in self.out_indices:
                 features.append(x)
         return tuple(features)
-
-    def train(self, mode: bool = True) -> 'OFA595':
-        super().train(mode)
-        self._freeze()
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
-
-    def _freeze(self) -> None:
-        if self.frozen_stages >= 0:
-            for module in (self.stem, *self.stages[: self.frozen_stages]):
-                module.eval()
-                module.requires_grad_(False)
 
     def init_weights(self) -> None:
         """As mmengine's, but 'Pretrained' reads tensors only, knows the authors' keys and wants every one of ours."""

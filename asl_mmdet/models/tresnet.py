@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmdet.registry import MODELS
 from mmengine.logging import print_log
-from mmengine.model import BaseModule, PretrainedInit, update_init_info
+from mmengine.model import PretrainedInit, update_init_info
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import read_checkpoint
+from .staged_backbone import StagedBackbone
 
 ARCHITECTURES = {
     'm': dict(layers=(3, 4, 11, 3), width=1.0, v2=False),
@@ -162,7 +162,7 @@ def _downsample(in_channels: int, out_channels: int, stride: int, norm_cfg: dict
 
 
 @MODELS.register_module()
-class TResNet(BaseModule):
+class TResNet(StagedBackbone):
     """TResNet as a backbone: (N, in_channels, H, W) images to a tuple of features at strides 4, 8, 16 and 32.
 
     =====  ===============  =====================  ==========  ===========================
@@ -258,21 +258,6 @@ class TResNet(BaseModule):
             if i in self.out_indices:
                 features.append(x)
         return tuple(features)
-
-    def train(self, mode: bool = True) -> 'TResNet':
-        super().train(mode)
-        self._freeze()
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
-
-    def _freeze(self) -> None:
-        if self.frozen_stages >= 0:
-            for module in (self.stem, *self.stages[: self.frozen_stages]):
-                module.eval()
-                module.requires_grad_(False)
 
     def init_weights(self) -> None:
         """As mmengine's, with :func:`load_pretrained` in place of its ``Pretrained``, which runs code from the file."""
