@@ -1,7 +1,11 @@
 """The part of the command line that tools/train.py and tools/test.py share; options are those of mmdet's tools."""
 
 import argparse
+import logging
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,6 +14,8 @@ from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+
+from .datasets import AnnotationError
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,14 +33,10 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Config file with the overrides of the command line.
-
-    Raises:
-        FileNotFoundError: there is no such config file.
-    """
+    """Config file with the overrides of the command line; where there is no such file, the program ends saying so."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if not Path(args.config).is_file():
-        raise FileNotFoundError(f'no config file {args.config}')
+        sys.exit(f'no config file {args.config}')
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options:
@@ -48,6 +50,18 @@ def load_config(args: argparse.Namespace) -> Config:
 
 def build_runner(cfg: Config) -> Runner:
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+@contextmanager
+def exit_on_bad_data() -> Iterator[None]:
+    """A fault of the data ends the program with its message alone, which is complete, and exit status 1."""
+    try:
+        yield
+    except AnnotationError as error:
+        # From a worker process it comes with the worker's traceback in front.
+        message = str(error).rpartition(f'{AnnotationError.__name__}: ')[2].strip()
+        print_log(message, 'current', logging.ERROR)
+        sys.exit(1)
 
 
 def _distribute_on_cpu(cfg: Config) -> None:

@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -38,3 +40,15 @@ def shapes(tmp_path_factory):
     done = run_tool('tools/make_shapes.py', folder, '--train', 16, '--val', 6, '--size', 64)
     assert done.returncode == 0, done.stdout
     return folder
+
+
+@pytest.fixture
+def pictures():
+    """Writes JPEGs of 20 x 10 pixels, each of one colour that follows from its place in the list."""
+
+    def write(folder, names):
+        for i, name in enumerate(names):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / name), np.full((10, 20, 3), 20 * i % 256, dtype=np.uint8))
+
+    return write

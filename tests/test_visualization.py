@@ -1,11 +1,7 @@
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
 import torch
-from mmdet.engine.hooks import DetVisualizationHook
-from mmengine.runner import Runner
 
 from asl_mmdet.structures import MultiLabelDataSample
 from asl_mmdet.visualization import CORRECT, MISSED, UNJUDGED, WRONG, MultiLabelVisualizer
@@ -93,25 +89,3 @@ def test_pictures_are_rgb_and_small_ones_are_enlarged(visualizer, tmp_path):
     assert (picture[:60] != [255, 0, 0]).any()
     assert np.array_equal(cv2.imread(str(tmp_path / 'new/a.png'))[..., ::-1], picture)
     assert visualizer.add_datasample('', IMAGE).shape == IMAGE.shape
-
-
-def test_hook_of_mmdet_draws_classifications(tmp_path):
-    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((50, 50, 3), dtype=np.uint8))
-    one = sample(gt_label=[0], pred_label=[0], pred_score=[0.9])
-    one.set_metainfo(dict(img_path=str(tmp_path / 'a.png')))
-    MultiLabelVisualizer.get_instance(
-        tmp_path.name, vis_backends=[dict(type='LocalVisBackend')], save_dir=str(tmp_path)
-    )
-    hook = DetVisualizationHook(draw=True, interval=1, test_out_dir='drawn')
-    hook._visualizer = MultiLabelVisualizer.get_instance(tmp_path.name)
-
-    class Stub(Runner):
-        iter, work_dir, timestamp = 0, str(tmp_path), 'now'
-
-        def __init__(self):
-            pass
-
-    hook.after_val_iter(Stub(), 0, None, [one])
-    hook.after_test_iter(Stub(), 0, None, [one])
-    assert len(list(Path(tmp_path).glob('vis_data/vis_image/val_img_0.png'))) == 1
-    assert (tmp_path / 'now/drawn/a.png').exists()

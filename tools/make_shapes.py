@@ -149,7 +149,7 @@ def ratio(text: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('out', type=Path, help='folder to write into')
-    parser.add_argument('--train', type=int, default=600, help='training images')
+    parser.add_argument('--train', type=int, default=2400, help='training images')
     parser.add_argument('--val', type=int, default=150, help='validation images')
     parser.add_argument('--size', type=int, default=128, help='width and height in pixels')
     parser.add_argument('--seed', type=int, default=0)

@@ -4,7 +4,7 @@ import argparse
 
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 
-from asl_mmdet.command_line import add_config_arguments, build_runner, load_config
+from asl_mmdet.command_line import add_config_arguments, build_runner, exit_on_bad_data, load_config
 
 
 def main() -> None:
@@ -37,7 +37,8 @@ def main() -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    build_runner(cfg).train()
+    with exit_on_bad_data():
+        build_runner(cfg).train()
 
 
 if __name__ == '__main__':

@@ -6,7 +6,6 @@ from .label_index import AnnotationError
 from .multi_label import MultiLabelDataset
 from .nus_wide import NUSWideDataset
 from .open_images import OpenImagesMultiLabelDataset
-from .split_check import SplitCheckHook, check_no_overlap
 from .voc import VOCMultiLabelDataset
 
 __all__ = [
@@ -18,7 +17,5 @@ __all__ = [
     'NUSWideDataset',
     'OpenImagesMultiLabelDataset',
     'PackMultiLabelInputs',
-    'SplitCheckHook',
     'VOCMultiLabelDataset',
-    'check_no_overlap',
 ]

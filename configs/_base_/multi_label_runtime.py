@@ -1,8 +1,12 @@
 _base_ = 'mmdet::_base_/default_runtime.py'
 
-default_hooks = dict(checkpoint=dict(save_best='multi-label/mAP', max_keep_ckpts=2))
+default_hooks = dict(
+    checkpoint=dict(save_best='multi-label/mAP', max_keep_ckpts=2),
+    # The first image of every 50th batch of a validation.
+    visualization=dict(_delete_=True, type='MultiLabelVisualizationHook', draw=True, interval=50),
+)
 visualizer = dict(type='MultiLabelVisualizer')
 custom_hooks = [
     dict(type='RawAndEMAHook', metric='multi-label/mAP', momentum=0.0003),
-    dict(type='SplitCheckHook'),
+    dict(type='DataCheckHook'),
 ]

@@ -42,9 +42,9 @@ shapes = dict(
     test_evaluator=dict(ann_file='data/shapes/annotations/val.json'),
     optim_wrapper=dict(optimizer=dict(_delete_=True, type='AdamW', lr=5e-3, weight_decay=0.05), paramwise_cfg=None),
     param_scheduler=[
-        dict(type='ScalableOneCycleLR', total_steps=20, pct_start=0.2, by_epoch=True, convert_to_iter_based=True),
+        dict(type='ScalableOneCycleLR', total_steps=5, pct_start=0.2, by_epoch=True, convert_to_iter_based=True),
     ],
-    train_cfg=dict(max_epochs=20, val_interval=20),
+    train_cfg=dict(max_epochs=5, val_interval=5),
     randomness=dict(seed=0),
     default_hooks=dict(
         logger=dict(interval=25), checkpoint=dict(save_best=None), visualization=dict(draw=True, interval=10)

@@ -12,7 +12,7 @@ model = dict(head=dict(num_classes=32093, topk=1, thr=None))
 default_hooks = dict(checkpoint=dict(save_best='multi-label/macro_F1'))
 custom_hooks = [
     dict(type='RawAndEMAHook', metric='multi-label/macro_F1', momentum=0.0003),
-    dict(type='SplitCheckHook'),
+    dict(type='DataCheckHook'),
 ]
 train_dataloader = dict(dataset=dict(pipeline={{_base_.train_pipeline}}))
 val_dataloader = dict(dataset=dict(pipeline={{_base_.test_pipeline}}))

@@ -1,7 +1,5 @@
 import json
 
-import cv2
-import numpy as np
 import pytest
 from mmdet.utils import register_all_modules
 
@@ -18,18 +16,6 @@ PIPELINE = [
 @pytest.fixture(autouse=True)
 def mmdet_scope():
     register_all_modules(init_default_scope=True)
-
-
-@pytest.fixture
-def pictures():
-    """Writes JPEGs of 20 x 10 pixels, each of one colour that follows from its place in the list."""
-
-    def write(folder, names):
-        for i, name in enumerate(names):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(folder / name), np.full((10, 20, 3), 20 * i, dtype=np.uint8))
-
-    return write
 
 
 @pytest.fixture

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.registry import DATASETS
-from mmengine.dataset import ClassBalancedDataset, ConcatDataset, DefaultSampler, RepeatDataset
-from mmengine.evaluator import BaseMetric
-from mmengine.runner import Runner
+from mmengine.dataset import ClassBalancedDataset
 from torch.utils.data import DataLoader
 
 from asl_mmdet.datasets import (
@@ -19,7 +17,6 @@ from asl_mmdet.datasets import (
     CocoMultiLabelDataset,
     CSVMultiLabelDataset,
     PackMultiLabelInputs,
-    check_no_overlap,
 )
 from asl_mmdet.datasets.label_index import LabelIndex, Ragged, encode_names, normalize_names
 from asl_mmdet.structures import MultiLabelDataSample, dense_targets
@@ -187,7 +184,6 @@ def test_holdout_follows_the_stated_rule_and_parts_do_not_overlap(tmp_path, pict
     assert 'im2.jpg' in chosen['val'] and 'im0.jpg' in chosen['train']
     assert chosen['train'] | chosen['val'] == set(names) and not chosen['train'] & chosen['val']
     assert 25 <= len(chosen['val']) <= 55
-    check_no_overlap(parts['train'], parts['val'])
     with pytest.raises(ValueError, match='fraction'):
         table(tmp_path, names, holdout=dict(part='train'))
 
@@ -205,84 +201,6 @@ def test_holdout_follows_the_stated_rule_and_parts_do_not_overlap(tmp_path, pict
 def test_misspelt_options(coco, option):
     with pytest.raises(ValueError, match=next(iter(option))):
         CocoMultiLabelDataset(**dict(coco['config'], **option))
-
-
-# -------------------------------------------------------------------------------------------------------------- overlap
-
-
-def test_overlap_is_found_through_links_and_different_prefixes(tmp_path, pictures):
-    pictures(tmp_path / 'all', ['x/a.jpg', 'x/b.jpg', 'y/c.jpg'])
-    os.symlink(tmp_path / 'all/x', tmp_path / 'link')
-    for folder in ('one', 'two', 'three'):
-        (tmp_path / folder).mkdir()
-    train = table(tmp_path / 'one', ['x/a.jpg', 'y/c.jpg'], data_prefix=dict(img_path=str(tmp_path / 'all')))
-    apart = table(tmp_path / 'two', ['./b.jpg'], data_prefix=dict(img_path=str(tmp_path / 'link')))
-    leaks = table(tmp_path / 'three', ['.//a.jpg', 'b.jpg'], data_prefix=dict(img_path=str(tmp_path / 'link')))
-    check_no_overlap(train, apart)
-    with pytest.raises(AnnotationError, match='1 images of .*three/table.csv .* are also in .*one/table.csv'):
-        check_no_overlap(train, leaks)
-    with pytest.raises(AnnotationError, match='are also in'):
-        check_no_overlap(ConcatDataset([apart, train]), RepeatDataset(leaks, 2))
-
-
-def test_overlap_check_compares_the_classes_too(tmp_path, pictures):
-    pictures(tmp_path, ['a.jpg', 'b.jpg'])
-    (tmp_path / 'a.csv').write_text('image,labels\na.jpg,cat;tree\n')
-    (tmp_path / 'b.csv').write_text('image,labels\nb.jpg,cat;dog;tree\n')
-    a, b = (CSVMultiLabelDataset(ann_file=name, data_root=str(tmp_path)) for name in ('a.csv', 'b.csv'))
-    with pytest.raises(AnnotationError, match="differ in class 1: 'tree' and 'dog'"):
-        check_no_overlap(a, b)
-
-
-def test_split_check_hook_stops_a_run_before_its_first_step(coco, tmp_path):
-    steps = []
-
-    class Model(torch.nn.Module):
-        def forward(self, *args, **kwargs):
-            raise AssertionError
-
-        def train_step(self, data, optim_wrapper):
-            steps.append(data)
-            return dict()
-
-        def val_step(self, data):
-            return [torch.zeros(1)]
-
-    class Nothing(BaseMetric):
-        def process(self, data_batch, data_samples):
-            self.results.append(0)
-
-        def compute_metrics(self, results):
-            return dict(nothing=0)
-
-    def loader(indices):
-        dataset = CocoMultiLabelDataset(**coco['config']).get_subset(indices)
-        return DataLoader(dataset, batch_size=1, sampler=DefaultSampler(dataset, shuffle=False), collate_fn=list)
-
-    def run(val):
-        model = Model()
-        model.weight = torch.nn.Parameter(torch.zeros(1))
-        Runner(
-            model,
-            str(tmp_path / 'work'),
-            train_dataloader=loader([0, 1]),
-            val_dataloader=loader(val),
-            train_cfg=dict(by_epoch=True, max_epochs=1, val_interval=1),
-            val_cfg=dict(),
-            val_evaluator=[Nothing()],
-            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-            custom_hooks=[dict(type='SplitCheckHook')],
-            default_hooks=dict(checkpoint=None, logger=None),
-            default_scope='mmdet',
-            experiment_name=f'split{len(val)}{val[0]}',
-            log_level='ERROR',
-        ).train()
-
-    with pytest.raises(AnnotationError, match='1 images of .* are also in'):
-        run([1, 2])
-    assert steps == []
-    run([2])
-    assert len(steps) == 2
 
 
 # ---------------------------------------------------------------------------------------------------- unreadable images

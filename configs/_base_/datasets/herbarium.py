@@ -18,4 +18,4 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(items=('macro_F1',))
-test_evaluator = val_evaluator
+test_evaluator = dict(items=('macro_F1',), per_class=False)

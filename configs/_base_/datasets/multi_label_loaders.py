@@ -14,4 +14,4 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(type='MultiLabelMetric')
-test_evaluator = val_evaluator
+test_evaluator = dict(type='MultiLabelMetric', per_class=True)

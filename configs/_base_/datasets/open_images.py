@@ -24,4 +24,4 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(require_negatives=True)
-test_evaluator = val_evaluator
+test_evaluator = dict(require_negatives=True, per_class=False)

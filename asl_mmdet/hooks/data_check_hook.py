@@ -1,15 +1,17 @@
-"""Refuses to train on images that are evaluated on."""
+"""Refuses, before the first step, data that do not fit the model or each other."""
 
 import os.path as osp
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from mmdet.registry import HOOKS
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from torch import nn
 
-from .label_index import AnnotationError
-from .multi_label import MultiLabelDataset
+from ..datasets import AnnotationError, MultiLabelDataset
 
 
 def check_no_overlap(train: BaseDataset, val: BaseDataset) -> None:
@@ -20,8 +22,8 @@ def check_no_overlap(train: BaseDataset, val: BaseDataset) -> None:
     Raises:
         AnnotationError: a file is in both, or they number their classes differently.
     """
-    for first in _unwrapped(train):
-        for second in _unwrapped(val):
+    for first in _multi_label(train):
+        for second in _multi_label(val):
             if first.metainfo['classes'] != second.metainfo['classes']:
                 position, a, b = _first_difference(first.metainfo['classes'], second.metainfo['classes'])
                 raise AnnotationError(
@@ -41,21 +43,59 @@ def check_no_overlap(train: BaseDataset, val: BaseDataset) -> None:
                 )
 
 
+def check_num_classes(model: nn.Module, dataset: BaseDataset) -> None:
+    """Compares ``num_classes`` of every head of the model, but a class-agnostic ``rpn_head``, with the data set's.
+
+    Raises:
+        AnnotationError: they differ.
+    """
+    model = model.module if is_model_wrapper(model) else model
+    heads = {
+        name: module
+        for name, module in model.named_modules()
+        if re.search(r'(^|\.)(?!rpn_head)\w*head$', name) and hasattr(module, 'num_classes')
+    }
+    for part in _leaves(dataset):
+        classes = part.metainfo.get('classes')
+        for name, head in heads.items():
+            if classes is not None and head.num_classes != len(classes):
+                shown = ', '.join(classes[:5]) + (' ...' if len(classes) > 5 else '')
+                raise AnnotationError(
+                    f'{part.ann_file or type(part).__name__} has {len(classes):,} classes ({shown}), but '
+                    f'{type(head).__name__} has num_classes={head.num_classes}: set model.{name}.num_classes='
+                    f'{len(classes)}, or choose {head.num_classes:,} classes with metainfo=dict(classes=...)'
+                )
+
+
 @HOOKS.register_module()
-class SplitCheckHook(Hook):
-    """``check_no_overlap`` of a run's training and validation sets, before its first step."""
+class DataCheckHook(Hook):
+    """``check_num_classes`` of every data set that a run begins to use, and ``check_no_overlap`` before training."""
 
     def before_train(self, runner) -> None:
+        check_num_classes(runner.model, runner.train_dataloader.dataset)
         if runner.val_loop is not None:
             check_no_overlap(runner.train_dataloader.dataset, runner.val_dataloader.dataset)
 
+    def before_val(self, runner) -> None:
+        check_num_classes(runner.model, runner.val_dataloader.dataset)
 
-def _unwrapped(dataset) -> list[MultiLabelDataset]:
-    if isinstance(dataset, MultiLabelDataset):
-        dataset.full_init()
-        return [dataset]
+    def before_test(self, runner) -> None:
+        check_num_classes(runner.model, runner.test_dataloader.dataset)
+
+
+def _leaves(dataset) -> list[BaseDataset]:
+    """The data sets within wrappers (``ConcatDataset``, ``RepeatDataset``, ...)."""
     inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
-    return [found for one in inner if one is not None for found in _unwrapped(one)]
+    if inner != [None]:
+        return [leaf for one in inner for leaf in _leaves(one)]
+    if not isinstance(dataset, BaseDataset):
+        return []
+    dataset.full_init()
+    return [dataset]
+
+
+def _multi_label(dataset) -> list[MultiLabelDataset]:
+    return [leaf for leaf in _leaves(dataset) if isinstance(leaf, MultiLabelDataset)]
 
 
 def _folder(dataset) -> str:

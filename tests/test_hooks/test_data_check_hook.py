@@ -1,0 +1,142 @@
+import os
+
+import pytest
+from mmengine.dataset import ConcatDataset, RepeatDataset
+from mmengine.runner import Runner
+from torch import nn
+
+from asl_mmdet.datasets import AnnotationError, CSVMultiLabelDataset
+from asl_mmdet.hooks import check_no_overlap, check_num_classes
+from asl_mmdet.models import ImageClassifier
+
+
+def table(folder, rows, name='table.csv', **kwargs):
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text('\n'.join(['image,labels', *rows, '']))
+    return CSVMultiLabelDataset(ann_file=name, data_root=str(folder), **kwargs)
+
+
+def test_overlap_is_found_through_links_and_different_prefixes(tmp_path, pictures):
+    pictures(tmp_path / 'all', ['x/a.jpg', 'x/b.jpg', 'y/c.jpg'])
+    os.symlink(tmp_path / 'all/x', tmp_path / 'link')
+    folders = dict(all=dict(img_path=str(tmp_path / 'all')), link=dict(img_path=str(tmp_path / 'link')))
+    train = table(tmp_path / 'one', ['x/a.jpg,dog', 'y/c.jpg,dog'], data_prefix=folders['all'])
+    apart = table(tmp_path / 'two', ['./b.jpg,dog'], data_prefix=folders['link'])
+    leaks = table(tmp_path / 'three', ['.//a.jpg,dog', 'b.jpg,dog'], data_prefix=folders['link'])
+    check_no_overlap(train, apart)
+    with pytest.raises(AnnotationError, match='1 images of .*three/table.csv .* are also in .*one/table.csv'):
+        check_no_overlap(train, leaks)
+    with pytest.raises(AnnotationError, match='are also in'):
+        check_no_overlap(ConcatDataset([apart, train]), RepeatDataset(leaks, 2))
+
+
+def test_the_two_parts_of_a_file_do_not_overlap(tmp_path, pictures):
+    names = [f'im{i}.jpg' for i in range(40)]
+    pictures(tmp_path, names)
+    parts = [
+        table(tmp_path, [f'{name},dog' for name in names], holdout=dict(fraction=0.3, part=part))
+        for part in ('train', 'val')
+    ]
+    check_no_overlap(*parts)
+
+
+def test_both_sets_number_their_classes_alike(tmp_path, pictures):
+    pictures(tmp_path, ['a.jpg', 'b.jpg'])
+    a = table(tmp_path, ['a.jpg,cat;tree'], 'a.csv')
+    b = table(tmp_path, ['b.jpg,cat;dog;tree'], 'b.csv')
+    with pytest.raises(AnnotationError, match="differ in class 1: 'tree' and 'dog'"):
+        check_no_overlap(a, b)
+
+
+def test_heads_have_as_many_classes_as_the_data_set(tmp_path, pictures):
+    pictures(tmp_path, ['a.jpg'])
+    dataset = table(tmp_path, ['a.jpg,cat;dog;tree'])
+
+    def detector(num_classes):
+        """A detector's names: its first stage tells objects from background only."""
+        model = nn.Module()
+        for name, count in (('rpn_head', 1), ('roi_head', None), ('bbox_head', num_classes)):
+            head = nn.Module()
+            if count is not None:
+                head.num_classes = count
+            model.add_module(name, head)
+        return model
+
+    check_num_classes(detector(3), dataset)
+    with pytest.raises(
+        AnnotationError,
+        match=r'table.csv has 3 classes \(cat, dog, tree\), but Module has num_classes=80: set '
+        r'model.bbox_head.num_classes=3, or choose 80 classes',
+    ):
+        check_num_classes(detector(80), RepeatDataset(dataset, 2))
+
+
+@pytest.fixture
+def runner(tmp_path, pictures):
+    """A run on a table of images, of which the first two are trained on."""
+    names = [f'{i}.jpg' for i in range(4)]
+    pictures(tmp_path, names)
+    rows = [f'{name},{label}' for name, label in zip(names, ('cat', 'dog', 'cat', 'dog'))]
+
+    def make(chosen, num_classes=2):
+        def loader(chosen):
+            (tmp_path / f'{chosen}.csv').write_text('\n'.join(['image,labels', *(rows[i] for i in chosen), '']))
+            dataset = dict(
+                type='CSVMultiLabelDataset',
+                ann_file=f'{chosen}.csv',
+                data_root=str(tmp_path),
+                metainfo=dict(classes=('cat', 'dog')),
+                pipeline=[dict(type='LoadImageFromFile'), dict(type='PackMultiLabelInputs')],
+            )
+            sampler = dict(type='DefaultSampler', shuffle=False)
+            return dict(batch_size=1, num_workers=0, dataset=dataset, sampler=sampler)
+
+        backbone = dict(type='ResNet', depth=18, base_channels=2, num_stages=1, strides=(1,), dilations=(1,))
+        head = dict(type='MultiLabelLinearClsHead', num_classes=num_classes, in_channels=2)
+        head['loss'] = dict(type='AsymmetricLoss')
+        return Runner(
+            ImageClassifier(dict(backbone, out_indices=(0,), norm_eval=False), head),
+            str(tmp_path / 'work'),
+            train_dataloader=loader((0, 1)),
+            val_dataloader=loader(chosen),
+            test_dataloader=loader(chosen),
+            train_cfg=dict(by_epoch=True, max_epochs=1, val_interval=1),
+            val_cfg=dict(),
+            test_cfg=dict(),
+            val_evaluator=dict(type='MultiLabelMetric'),
+            test_evaluator=dict(type='MultiLabelMetric'),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+            custom_hooks=[dict(type='DataCheckHook')],
+            default_hooks=dict(checkpoint=None, logger=None),
+            default_scope='mmdet',
+            experiment_name=f'{chosen}{num_classes}{tmp_path.name}',
+            log_level='ERROR',
+        )
+
+    return make
+
+
+def test_a_run_on_good_data_is_left_alone(runner):
+    run = runner((2, 3))
+    run.train()
+    assert run.iter == 2
+    assert run.test().keys() >= {'multi-label/mAP'}
+
+
+def test_overlap_stops_a_run_before_its_first_step(runner):
+    run = runner((1, 2))
+    seen = []
+    run.model.backbone.register_forward_hook(lambda *_: seen.append(1))
+    with pytest.raises(AnnotationError, match='1 images of .* are also in'):
+        run.train()
+    assert not seen
+
+
+@pytest.mark.parametrize('step', ['train', 'val', 'test'])
+def test_a_head_of_another_size_stops_a_run_before_its_first_step(runner, step):
+    run = runner((2, 3), num_classes=5)
+    seen = []
+    run.model.backbone.register_forward_hook(lambda *_: seen.append(1))
+    with pytest.raises(AnnotationError, match='csv has 2 classes .* model.head.num_classes=2'):
+        getattr(run, step)()
+    assert not seen
