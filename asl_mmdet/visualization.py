@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import mmcv
 import numpy as np
 from mmdet.registry import VISUALIZERS
+from mmengine.dist import master_only
 from mmengine.visualization import Visualizer
 
 from .structures import MultiLabelDataSample
@@ -28,6 +29,7 @@ class MultiLabelVisualizer(Visualizer):
         super().__init__(name, **kwargs)
         self.max_labels = max_labels
 
+    @master_only
     def add_datasample(
         self,
         name: str,
@@ -40,7 +42,7 @@ class MultiLabelVisualizer(Visualizer):
         wait_time: float = 0,
         out_file: str | None = None,
         step: int = 0,
-    ) -> np.ndarray:
+    ) -> np.ndarray | None:
         """Write predicted labels with their probabilities, the most probable first, and below them missed true labels.
 
         With ground truth, right predictions are green, wrong ones red, missed ones orange, and unknown ones white;
@@ -56,7 +58,7 @@ class MultiLabelVisualizer(Visualizer):
             out_file: where the picture is written; without, and without ``show``, it goes to the backends.
 
         Returns:
-            the picture, (H', W', 3) RGB, uint8.
+            the picture, (H', W', 3) RGB, uint8; None in all processes but the first, which draw nothing.
         """
         lines = [] if data_sample is None else self._lines(data_sample, draw_gt, draw_pred, pred_score_thr)
         if len(lines) > self.max_labels:

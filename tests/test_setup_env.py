@@ -1,4 +1,5 @@
 """tools/setup_env.py: what it refuses, what it caches, what survives a kill. No network, nothing is installed."""
+
 import hashlib
 import importlib.util
 import os
@@ -57,7 +58,8 @@ def test_wrong_python_names_one_that_is_there(version, monkeypatch):
         setup_env.check_python(version, '/usr/bin/python3')
     assert str(refusal.value) == (
         f'/usr/bin/python3 is Python {version[0]}.{version[1]}, and the pinned packages exist for 3.10 to 3.12; '
-        'add PYTHON=python3.11 to the make command')
+        'add PYTHON=python3.11 to the make command'
+    )
 
 
 def test_wrong_python_names_the_command_that_brings_one(monkeypatch):
@@ -70,14 +72,19 @@ def test_wrong_python_names_the_command_that_brings_one(monkeypatch):
         return b'Candidate: 3.11.2' if command[-1] == 'python3.11' else b''
 
     monkeypatch.setattr(setup_env.subprocess, 'check_output', only_python_3_11_is_offered)
-    with pytest.raises(setup_env.SetupError, match=re.escape(
-            'get one with: sudo apt-get install python3.11 python3.11-venv python3.11-dev; then add PYTHON=')):
+    with pytest.raises(
+        setup_env.SetupError,
+        match=re.escape(
+            'get one with: sudo apt-get install python3.11 python3.11-venv python3.11-dev; then add PYTHON='
+        ),
+    ):
         setup_env.check_python((3, 13), 'python3')
 
 
 def test_old_pythons_can_read_the_script():
     """Syntax that Python 3.6 lacks would turn the message about the version into a SyntaxError."""
     import ast
+
     ast.parse((ROOT / 'tools/setup_env.py').read_text(), feature_version=(3, 6))
 
 
@@ -90,7 +97,8 @@ def test_everything_missing_is_named_at_once_with_one_command(monkeypatch, tmp_p
         setup_env.check_tools((3, 12), str(tmp_path), needs_venv=True, needs_compiler=True)
     assert str(refusal.value) == (
         f'missing: the module ensurepip of python3.12, a C++ compiler (c++), {tmp_path}/Python.h; '
-        'install with: sudo apt-get install python3.12-venv g++ python3.12-dev')
+        'install with: sudo apt-get install python3.12-venv g++ python3.12-dev'
+    )
     setup_env.check_tools((3, 12), str(tmp_path), needs_venv=False, needs_compiler=False)
 
 
@@ -133,9 +141,15 @@ def test_gpus_are_asked_of_nvidia_smi_and_can_be_hidden(monkeypatch, tmp_path):
 def test_cache_key_tells_apart_all_that_a_wheel_depends_on():
     same = ('onedl-mmcv', '2.3.6', '2.13.0+cpu', 'cpython-311-x86_64-linux-gnu', 'linux-x86_64')
     assert setup_env.cache_key(*same) == KEY
-    changes = [(0, 'mmcv'), (1, '2.3.7'), (2, '2.13.0+cu130'), (2, '2.12.0+cpu'), (3, 'cpython-312-x86_64-linux-gnu'),
-               (4, 'macosx-14.0-arm64')]
-    keys = {setup_env.cache_key(*same[:i], other, *same[i + 1:]) for i, other in changes}
+    changes = [
+        (0, 'mmcv'),
+        (1, '2.3.7'),
+        (2, '2.13.0+cu130'),
+        (2, '2.12.0+cpu'),
+        (3, 'cpython-312-x86_64-linux-gnu'),
+        (4, 'macosx-14.0-arm64'),
+    ]
+    keys = {setup_env.cache_key(*same[:i], other, *same[i + 1 :]) for i, other in changes}
     keys |= {setup_env.cache_key(*same, archs) for archs in ([], ['9.0'], ['8.6', '9.0'])}
     assert len(keys) == len(changes) + 3
 
@@ -183,8 +197,9 @@ def test_wheel_is_built_once_and_published_whole(tmp_path):
 
 def test_built_wheel_without_ops_is_refused_and_not_kept(tmp_path):
     with pytest.raises(setup_env.SetupError, match=r'a-py3-none-any\.whl, has no compiled ops .*; it is not kept'):
-        setup_env.wheel_with_ops(KEY, str(tmp_path), lambda working, log: make_wheel(
-            Path(working) / 'a-py3-none-any.whl', with_ops=False))
+        setup_env.wheel_with_ops(
+            KEY, str(tmp_path), lambda working, log: make_wheel(Path(working) / 'a-py3-none-any.whl', with_ops=False)
+        )
     assert os.listdir(tmp_path / 'wheels' / KEY) == []
     assert os.listdir(tmp_path / 'wheels') == [KEY]
 
@@ -235,8 +250,10 @@ def test_second_build_at_once_waits_and_takes_the_first_ones_wheel(tmp_path, cap
     def second(working, log):
         raise AssertionError('built twice')
 
-    threads = [threading.Thread(target=lambda build=build: wheels.append(
-        setup_env.wheel_with_ops(KEY, str(tmp_path), build))) for build in (first, second)]
+    threads = [
+        threading.Thread(target=lambda build=build: wheels.append(setup_env.wheel_with_ops(KEY, str(tmp_path), build)))
+        for build in (first, second)
+    ]
     threads[0].start()
     assert building.wait(20)
     threads[1].start()
@@ -266,13 +283,18 @@ def test_run_keeps_the_output_and_shows_its_end_on_failure(tmp_path, capsys):
 
 
 def test_run_gives_a_sign_of_life_with_progress(tmp_path, capsys):
-    setup_env.run([sys.executable, '-c', 'import time; time.sleep(0.5)'], 'a step', str(tmp_path / 'log'),
-                  progress=lambda: '3 of 77 files compiled', beat=0.1)
+    setup_env.run(
+        [sys.executable, '-c', 'import time; time.sleep(0.5)'],
+        'a step',
+        str(tmp_path / 'log'),
+        progress=lambda: '3 of 77 files compiled',
+        beat=0.1,
+    )
     assert '  0:00, 3 of 77 files compiled\n' in capsys.readouterr().out
 
 
 # Like ninja: it has to hear SIGTERM to end the compilers, which it keeps in process groups of their own.
-LIKE_NINJA = '''
+LIKE_NINJA = """
 import os, signal, subprocess, sys
 compiler = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)
 def end(*_):
@@ -283,7 +305,7 @@ with open('pids.new', 'w') as text:
     text.write('%d %d' % (os.getpid(), compiler.pid))
 os.rename('pids.new', 'pids')
 compiler.wait()
-'''
+"""
 
 
 def started(folder):
@@ -297,11 +319,19 @@ def started(folder):
 @pytest.mark.parametrize('sent', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_command_ends_with_whoever_ran_it(sent, tmp_path):
     """kill -9 of the set-up must not leave compilers at work for ten minutes."""
-    runner = subprocess.Popen([sys.executable, '-c', (
-        f'import sys; sys.path.insert(0, {str(ROOT / "tools")!r}); import setup_env; '
-        f'setup_env.ROOT = {str(tmp_path)!r}; '
-        f'setup_env.run([sys.executable, "-c", {LIKE_NINJA!r}], "a step", {str(tmp_path / "log")!r})')],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    runner = subprocess.Popen(
+        [
+            sys.executable,
+            '-c',
+            (
+                f'import sys; sys.path.insert(0, {str(ROOT / "tools")!r}); import setup_env; '
+                f'setup_env.ROOT = {str(tmp_path)!r}; '
+                f'setup_env.run([sys.executable, "-c", {LIKE_NINJA!r}], "a step", {str(tmp_path / "log")!r})'
+            ),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     pids = started(tmp_path)
     assert all(map(is_running, pids))
     runner.send_signal(sent)
@@ -332,8 +362,11 @@ def test_ended_from_outside_it_ends_like_after_ctrl_c(sent, tmp_path):
     name = 'environment-' + hashlib.sha256(env.encode()).hexdigest()[:16]
     with setup_env.only_one(name, str(tmp_path), env):
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / 'tools/setup_env.py'), '--env', env], stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, env=dict(os.environ, ASL_MMDET_CACHE=str(tmp_path)))
+            [sys.executable, str(ROOT / 'tools/setup_env.py'), '--env', env],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=dict(os.environ, ASL_MMDET_CACHE=str(tmp_path)),
+        )
         assert process.stdout.readline().decode() == f'waiting for another process that is at work on {env}\n'
         process.send_signal(sent)
         complaint = process.communicate(timeout=20)[1].decode()
@@ -352,16 +385,20 @@ def is_running(pid):
 # -- the environment
 
 
-@pytest.mark.parametrize('stack, installed, named', [
-    ('onedl', {'mmcv': '2.1.0', 'mmdet': '3.3.0', 'torch': '2.13.0'}, 'mmcv 2.1.0, mmdet 3.3.0'),
-    ('openmmlab', {'onedl-mmcv': '2.3.6', 'mmcv-lite': '2.1.0'}, 'onedl-mmcv 2.3.6, mmcv-lite 2.1.0'),
-])
+@pytest.mark.parametrize(
+    'stack, installed, named',
+    [
+        ('onedl', {'mmcv': '2.1.0', 'mmdet': '3.3.0', 'torch': '2.13.0'}, 'mmcv 2.1.0, mmdet 3.3.0'),
+        ('openmmlab', {'onedl-mmcv': '2.3.6', 'mmcv-lite': '2.1.0'}, 'onedl-mmcv 2.3.6, mmcv-lite 2.1.0'),
+    ],
+)
 def test_the_other_stack_is_refused(stack, installed, named):
     with pytest.raises(setup_env.SetupError) as refusal:
         setup_env.check_stack('/env', stack, installed)
     assert str(refusal.value) == (
         f'/env holds {named}, and stack {stack} would write over the same imports; choose another environment with '
-        'VENV=, or the other stack with STACK=')
+        'VENV=, or the other stack with STACK='
+    )
 
 
 def test_the_stack_itself_is_no_other_stack():
@@ -479,12 +516,14 @@ def test_unknown_stack_is_refused_in_one_line(tmp_path, capsys):
 def test_borrowed_environment_is_refused_before_anything_changes(tmp_path, monkeypatch, capsys):
     """A real venv, made without pip, that pretends to hold the other stack."""
     import venv
+
     env = tmp_path / 'env'
     venv.create(env, with_pip=False, symlinks=True)
     monkeypatch.setenv('ASL_MMDET_CACHE', str(tmp_path / 'cache'))
     assert setup_env.main(['--env', str(env)]) == 1
     assert capsys.readouterr().err == (
-        f'setup_env: {env} has no pip, which installs the rest; add it with: {env}/bin/python -m ensurepip\n')
+        f'setup_env: {env} has no pip, which installs the rest; add it with: {env}/bin/python -m ensurepip\n'
+    )
     site = next(env.glob('lib/python3*/site-packages'))
     (site / 'mmdet-3.3.0.dist-info').mkdir()
     (site / 'mmdet-3.3.0.dist-info/METADATA').write_text('Metadata-Version: 2.1\nName: mmdet\nVersion: 3.3.0\n')
@@ -499,6 +538,7 @@ def test_borrowed_environment_is_refused_before_anything_changes(tmp_path, monke
 @pytest.mark.parametrize('stack', ['onedl', 'openmmlab'])
 def test_pins_are_exact_and_lie_in_the_ranges_of_setup_py(stack):
     from packaging.requirements import Requirement
+
     pins = setup_env.read_pins(stack)
     assert pins['torch'] == '2.13.0' and 'torchvision' not in pins
     lines = [line for line in (ROOT / 'requirements' / f'{stack}.txt').read_text().splitlines() if line[:1] != '#']

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,10 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from asl_mmdet.evaluation import MultiLabelMetric
 from tests.conftest import ROOT, run_tool
 
 EPOCHS = 3
 CONFIG = ROOT / 'configs/fcos/fcos_tresnet-narrow_fpn_asl_shapes.py'
+CLASSIFIER = ROOT / 'configs/multi_label/tresnet-narrow_asl_shapes.py'
 BATCHES_OF_4 = [
     'train_dataloader.batch_size=4',
     'train_dataloader.num_workers=0',
@@ -39,6 +42,23 @@ def on(shapes, *options):
             *options,
         ]
     )
+    return ['--cfg-options', *options]
+
+
+def classifier_on(shapes, *options):
+    """The classifier's shapes config, likewise; val has five of the six images, so that two processes differ."""
+    loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+    options = [
+        *(f'{name}.dataset.data_root={shapes}/' for name in loaders),
+        *(f'{name}.{option}' for name in loaders for option in ('num_workers=0', 'persistent_workers=False')),
+        *(f'{name}.dataset.indices=5' for name in ('val_dataloader', 'test_dataloader')),
+        'train_dataloader.dataset.pipeline.1.prob=0.0',
+        'model.backbone.norm_eval=True',
+        'default_hooks.visualization.interval=1',
+        f'train_cfg.max_epochs={EPOCHS}',
+        f'train_cfg.val_interval={EPOCHS}',
+        *options,
+    ]
     return ['--cfg-options', *options]
 
 
@@ -147,6 +167,80 @@ def test_two_processes_equal_one_with_the_whole_batch(shapes, tmp_path):
     of_two, of_one = weights(tmp_path / 'two', 1), weights(tmp_path / 'one', 1)
     for key, value in of_one.items():
         torch.testing.assert_close(of_two[key], value, rtol=1e-3, atol=2e-5, msg=lambda text: f'{key}: {text}')
+
+
+@pytest.fixture(scope='module')
+def trained_classifier(shapes, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp('classifier')
+    options = classifier_on(shapes, 'train_dataloader.batch_size=4')
+    done = run_tool('tools/train.py', CLASSIFIER, '--work-dir', work_dir, *options)
+    assert done.returncode == 0, done.stdout
+    return work_dir, done.stdout
+
+
+def test_a_classifier_is_trained_on_the_annotations_of_the_detector(trained_classifier):
+    work_dir, output = trained_classifier
+    assert 'CocoMultiLabelDataset: 16 images' in output and '6 classes' in output
+    assert re.search(r'multi-label/mAP: [\d.]+ with raw weights, [\d.]+ with their average', output)
+    assert {'multi-label/mAP', 'raw/multi-label/mAP', 'ema/multi-label/mAP'} <= final_scalars(work_dir).keys()
+    assert len(list(work_dir.glob('*/vis_data/vis_image/val_img_*.png'))) == 1
+
+
+def test_two_processes_train_and_average_a_classifier_like_one(trained_classifier, shapes, tmp_path):
+    done = run_tool(
+        *('tools/dist_train.sh', CLASSIFIER, 2, '--work-dir', tmp_path),
+        *classifier_on(shapes, 'train_dataloader.batch_size=2', 'val_dataloader.batch_size=1'),
+        env=dict(PORT=free_port(), OMP_NUM_THREADS='1'),
+    )
+    assert done.returncode == 0, done.stdout
+    one, two = (
+        torch.load(folder / f'epoch_{EPOCHS}.pth', weights_only=False) for folder in (trained_classifier[0], tmp_path)
+    )
+    assert one['raw_in_state_dict'] == two['raw_in_state_dict']
+    for part in ('state_dict', 'ema_state_dict'):
+        for key, value in one[part].items():
+            torch.testing.assert_close(two[part][key], value, rtol=1e-3, atol=2e-5, msg=lambda text: f'{key}: {text}')
+    metrics = {key: value for key, value in final_scalars(trained_classifier[0]).items() if 'multi-label' in key}
+    assert len(metrics) > 30
+    others = final_scalars(tmp_path)
+    assert {key: others[key] for key in metrics} == pytest.approx(metrics, abs=1e-3)
+
+
+def test_test_evaluates_dumps_and_draws_a_classifier(trained_classifier, shapes, tmp_path):
+    work_dir, _ = trained_classifier
+    command = ['tools/test.py', CLASSIFIER, work_dir / f'epoch_{EPOCHS}.pth', '--work-dir', tmp_path]
+    done = run_tool(*command, '--out', tmp_path / 'out.pkl', '--show-dir', 'drawn', *classifier_on(shapes))
+    assert done.returncode == 0, done.stdout
+    result = json.loads(next(tmp_path.glob('*/*.json')).read_text())
+    assert result['multi-label/mAP'] == pytest.approx(final_scalars(work_dir)['multi-label/mAP'], abs=1e-6)
+    assert re.search(r'\| *class *\| *positives *\| *AP *\|', done.stdout) and 'multi-label/AP_ring' in result
+    dumped = pickle.loads((tmp_path / 'out.pkl').read_bytes())
+    assert [len(sample['pred_score']) for sample in dumped] == [6] * 5
+    metric = MultiLabelMetric()
+    metric.process(None, dumped)
+    assert metric.evaluate(5)['multi-label/mAP'] == pytest.approx(result['multi-label/mAP'])
+    assert len(list(tmp_path.glob('*/drawn/*.png'))) == 5
+    assert [path.name for path in tmp_path.glob('*/vis_data/vis_image/*')] == ['multi-label_AP_0.png']
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_bad_data_end_in_one_message(shapes, tmp_path, workers):
+    """A picture that is cut off shows only when it is read, in a worker process or in this one."""
+    for split in ('train', 'val'):
+        shutil.copytree(shapes / split, tmp_path / split)
+    shutil.copytree(shapes / 'annotations', tmp_path / 'annotations')
+    for picture in (tmp_path / 'train').iterdir():
+        picture.write_bytes(picture.read_bytes()[:100])
+    loader = [f'train_dataloader.num_workers={workers}', 'train_dataloader.dataset.max_corrupt_images=2']
+    command = ['tools/train.py', CLASSIFIER, '--work-dir', tmp_path / 'work']
+    done = run_tool(*command, *classifier_on(tmp_path, *loader))
+    assert done.returncode == 1 and 'Traceback' not in done.stdout
+    last = done.stdout.strip().splitlines()[-1]
+    assert re.search(
+        r'- ERROR - .* - \S*/train/\d+\.png of .*train\.json cannot be read: .*max_corrupt_images=2$', last
+    ), last
+    (log,) = (tmp_path / 'work').glob('*/*.log')
+    assert 'max_corrupt_images=2' in log.read_text()
 
 
 def test_a_stock_config_needs_two_lines_and_no_tool_of_ours(shapes, tmp_path):

@@ -1,4 +1,4 @@
-"""Draw a data set of shapes, train a detector and a classifier with ASL on it, evaluate both and draw what they find."""
+"""Draw a data set of shapes, train a detector and a classifier with ASL on it, evaluate both, draw what they find."""
 
 import argparse
 import json

@@ -3,6 +3,7 @@
 Standard library only, and plain enough for Python 3.6 to read, so that a Python of the wrong version is told so in a
 sentence. Every step can be killed and the same command goes on from there.
 """
+
 import argparse
 import contextlib
 import glob
@@ -40,7 +41,7 @@ CPU_INDEX, CUDA_INDEX = 'https://download.pytorch.org/whl/cpu', 'https://downloa
 # Runs a command in a process group and ends the group when whoever asked for it is gone. Its standard input is a pipe
 # that nobody writes to; the kernel closes it however the asker ends, kill -9 included. Ninja gives every compiler a
 # group of its own and ends them on SIGTERM, so SIGTERM comes first.
-KEEPER = '''
+KEEPER = """
 import os, select, signal, subprocess, sys, time
 command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
 while command.poll() is None:
@@ -50,9 +51,9 @@ while command.poll() is None:
         time.sleep(2)
         os.killpg(0, signal.SIGKILL)
 sys.exit(command.returncode if command.returncode >= 0 else 128 - command.returncode)
-'''
+"""
 
-DESCRIBE = '''
+DESCRIBE = """
 import json, sys, sysconfig
 try:
     from importlib.metadata import distributions
@@ -66,17 +67,17 @@ print(json.dumps(dict(
     version=sys.version_info[:2], headers=sysconfig.get_path('include', 'posix_prefix'),
     site=sysconfig.get_path('platlib'), platform=sysconfig.get_platform(), abi=sysconfig.get_config_var('SOABI'),
     installed=installed)))
-'''
+"""
 
 # Loads the ops without the rest of mmcv and all that it imports; prints the CUDA version they were compiled with.
-LOAD_OPS = '''
+LOAD_OPS = """
 import glob, importlib.util, os, torch
 folder = importlib.util.find_spec('mmcv').submodule_search_locations[0]
 spec = importlib.util.spec_from_file_location('mmcv._ext', glob.glob(os.path.join(folder, '_ext*.so'))[0])
 ops = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(ops)
 print(ops.get_compiling_cuda_version())
-'''
+"""
 
 
 class SetupError(Exception):
@@ -103,10 +104,17 @@ def run(command, title, log, env=None, progress=None, beat=30.0):
     say(f'{title} ...')
     start = time.time()
     with open(log, 'ab') as out:
-        out.write(f"\n$ {' '.join(map(shlex.quote, command))}\n".encode())
+        out.write(f'\n$ {" ".join(map(shlex.quote, command))}\n'.encode())
         out.flush()
-        process = subprocess.Popen([sys.executable, '-c', KEEPER] + list(command), stdin=subprocess.PIPE, stdout=out,
-                                   stderr=subprocess.STDOUT, env=env, cwd=ROOT, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, '-c', KEEPER] + list(command),
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=env,
+            cwd=ROOT,
+            start_new_session=True,
+        )
         try:
             code = None
             while code is None:
@@ -146,6 +154,7 @@ def works(python, code):
 def only_one(name, cache, what):
     """Hold a lock that ends with this process; a second process waits for it."""
     import fcntl
+
     os.makedirs(os.path.join(cache, 'locks'), exist_ok=True)
     with open(os.path.join(cache, 'locks', name + '.lock'), 'w') as lock:
         try:
@@ -159,6 +168,7 @@ def only_one(name, cache, what):
 def is_taken(name, cache):
     """Whether somebody holds the lock of that name."""
     import fcntl
+
     try:
         with open(os.path.join(cache, 'locks', name + '.lock')) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -183,8 +193,10 @@ def check_python(version, where):
         remedy = f'add PYTHON={usable[0]} to the make command'
     else:
         remedy = f'get one with: {command_for_python(fitting)}; then add PYTHON= and its path to the make command'
-    raise SetupError(f'{where} is Python {version[0]}.{version[1]}, and the pinned packages exist for '
-                     f'3.{OLDEST_PYTHON[1]} to 3.{NEWEST_PYTHON[1]}; {remedy}')
+    raise SetupError(
+        f'{where} is Python {version[0]}.{version[1]}, and the pinned packages exist for '
+        f'3.{OLDEST_PYTHON[1]} to 3.{NEWEST_PYTHON[1]}; {remedy}'
+    )
 
 
 def command_for_python(names):
@@ -223,7 +235,7 @@ def check_tools(version, headers, needs_venv, needs_compiler):
         remedy = 'sudo dnf install ' + ' '.join(dnf)
     else:
         remedy = 'sudo apt-get install ' + ' '.join(apt)
-    raise SetupError(f"missing: {', '.join(names)}; install with: {remedy}")
+    raise SetupError(f'missing: {", ".join(names)}; install with: {remedy}')
 
 
 def cxx_compiler():
@@ -238,8 +250,9 @@ def gpus():
     if os.environ.get('CUDA_VISIBLE_DEVICES', 'all').strip() in ('', '-1'):
         return []
     try:
-        listed = subprocess.check_output(['nvidia-smi', '--query-gpu=compute_cap', '--format=csv,noheader'],
-                                         stderr=subprocess.DEVNULL).decode()
+        listed = subprocess.check_output(
+            ['nvidia-smi', '--query-gpu=compute_cap', '--format=csv,noheader'], stderr=subprocess.DEVNULL
+        ).decode()
     except (OSError, subprocess.CalledProcessError):
         return []
     return sorted(set(re.findall(r'^\d+\.\d+$', listed, re.MULTILINE)))
@@ -247,8 +260,10 @@ def gpus():
 
 def check_nvcc(torch_cuda):
     """mmcv's ops for a GPU need an nvcc of the major version that torch was built with; returns its CUDA_HOME."""
-    way_out = (f'install the CUDA {torch_cuda} toolkit (https://developer.nvidia.com/cuda-toolkit-archive) and set '
-               'CUDA_HOME to it, or leave the GPU out: CUDA_VISIBLE_DEVICES= make ...')
+    way_out = (
+        f'install the CUDA {torch_cuda} toolkit (https://developer.nvidia.com/cuda-toolkit-archive) and set '
+        'CUDA_HOME to it, or leave the GPU out: CUDA_VISIBLE_DEVICES= make ...'
+    )
     home = os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH')
     if not home:
         nvcc = shutil.which('nvcc')
@@ -258,8 +273,9 @@ def check_nvcc(torch_cuda):
         raise SetupError(f"there is a GPU, but {nvcc}, which compiles mmcv's ops for it, is missing; {way_out}")
     found = re.search(r'release (\d+)\.(\d+)', subprocess.check_output([nvcc, '--version']).decode())
     if found and found.group(1) != torch_cuda.split('.')[0]:
-        raise SetupError(f'{nvcc} is of CUDA {found.group(1)}.{found.group(2)}, and torch of CUDA {torch_cuda}; '
-                         f'{way_out}')
+        raise SetupError(
+            f'{nvcc} is of CUDA {found.group(1)}.{found.group(2)}, and torch of CUDA {torch_cuda}; {way_out}'
+        )
     return home
 
 
@@ -327,8 +343,10 @@ def wheel_with_ops(key, cache, build):
             built = build(working, log)
             fault = wheel_fault(built)
             if fault:
-                raise SetupError(f'the wheel just built, {os.path.basename(built)}, {fault}; it is not kept, and {log} '
-                                 'tells how it was built')
+                raise SetupError(
+                    f'the wheel just built, {os.path.basename(built)}, {fault}; it is not kept, and {log} '
+                    'tells how it was built'
+                )
             wheel = os.path.join(folder, os.path.basename(built))
             os.replace(built, wheel)
         finally:
@@ -342,14 +360,23 @@ def compile_mmcv(python, requirement, archs, cuda_home, working, log):
     os.makedirs(scratch)
     # Beside the environment, not in it: a borrowed one keeps its own setuptools.
     run([python, '-m', 'pip', 'install', '--no-input', '--target', tools] + list(BUILD_TOOLS), 'build tools', log)
-    env = dict(os.environ, MMCV_WITH_OPS='1', FORCE_CUDA='1' if archs else '0', CXX=cxx_compiler(), TMPDIR=scratch,
-               PYTHONPATH=tools, PATH=os.path.join(tools, 'bin') + os.pathsep + os.environ.get('PATH', ''))
+    env = dict(
+        os.environ,
+        MMCV_WITH_OPS='1',
+        FORCE_CUDA='1' if archs else '0',
+        CXX=cxx_compiler(),
+        TMPDIR=scratch,
+        PYTHONPATH=tools,
+        PATH=os.path.join(tools, 'bin') + os.pathsep + os.environ.get('PATH', ''),
+    )
     env.setdefault('MAX_JOBS', str(compile_jobs()))
     if archs:
         env.update(CUDA_HOME=cuda_home, TORCH_CUDA_ARCH_LIST=';'.join(archs))
     gpu = ', longer for a GPU' if archs else ''
-    say(f"mmcv's ops must be compiled for this torch: about 10 minutes on two cores{gpu}. It happens once, the wheel\n"
-        f'is kept in {os.path.dirname(working)}; {log} has the details')
+    say(
+        f"mmcv's ops must be compiled for this torch: about 10 minutes on two cores{gpu}. It happens once, the wheel\n"
+        f'is kept in {os.path.dirname(working)}; {log} has the details'
+    )
 
     def compiled():
         plans = glob.glob(os.path.join(glob.escape(scratch), '**', 'build.ninja'), recursive=True)
@@ -360,9 +387,27 @@ def compile_mmcv(python, requirement, archs, cuda_home, working, log):
         done = len(glob.glob(os.path.join(glob.escape(scratch), '**', '*.o'), recursive=True))
         return f'{done} of {planned} files compiled' if done < planned else 'linking and packing'
 
-    seconds = run([python, '-m', 'pip', 'wheel', '--no-input', '--no-build-isolation', '--no-deps', '--no-cache-dir',
-                   '--no-binary', requirement.split('==')[0], '--wheel-dir', out, requirement],
-                  'compiling ' + requirement, log, env=env, progress=compiled)
+    seconds = run(
+        [
+            python,
+            '-m',
+            'pip',
+            'wheel',
+            '--no-input',
+            '--no-build-isolation',
+            '--no-deps',
+            '--no-cache-dir',
+            '--no-binary',
+            requirement.split('==')[0],
+            '--wheel-dir',
+            out,
+            requirement,
+        ],
+        'compiling ' + requirement,
+        log,
+        env=env,
+        progress=compiled,
+    )
     say(f'  compiled in {minutes(seconds)}')
     return glob.glob(os.path.join(glob.escape(out), '*.whl'))[0]
 
@@ -393,23 +438,33 @@ def check_stack(env, stack, installed):
     others = [name for other, names in STACKS.items() if other != stack for name in names] + list(SAME_IMPORTS)
     found = [f'{name} {installed[name]}' for name in others if name in installed]
     if found:
-        raise SetupError(f"{env} holds {', '.join(found)}, and stack {stack} would write over the same imports; choose "
-                         'another environment with VENV=, or the other stack with STACK=')
+        raise SetupError(
+            f'{env} holds {", ".join(found)}, and stack {stack} would write over the same imports; choose '
+            'another environment with VENV=, or the other stack with STACK='
+        )
 
 
 def check_torch(env, version):
     """A borrowed environment's torch is kept, so it must be one that the plugin runs on."""
     if tuple(int(part) for part in re.findall(r'\d+', version)[:2]) < OLDEST_TORCH:
         oldest = '.'.join(map(str, OLDEST_TORCH))
-        raise SetupError(f'{env} holds torch {version}, and the plugin needs {oldest} or later; '
-                         'upgrade it there, or leave VENV= out for an environment of its own')
+        raise SetupError(
+            f'{env} holds torch {version}, and the plugin needs {oldest} or later; '
+            'upgrade it there, or leave VENV= out for an environment of its own'
+        )
 
 
 def torch_in(env):
     """Version of torch, with its local part, and of the CUDA it was built with (None for a CPU build)."""
     try:
-        return tuple(json.loads(ask(os.path.join(env, 'bin', 'python'), (
-            'import json, torch; print(json.dumps([torch.__version__, torch.version.cuda]))'))))
+        return tuple(
+            json.loads(
+                ask(
+                    os.path.join(env, 'bin', 'python'),
+                    ('import json, torch; print(json.dumps([torch.__version__, torch.version.cuda]))'),
+                )
+            )
+        )
     except SetupError as fault:
         raise SetupError(f'torch in {env} does not import ({fault}); mend it, or name another environment with VENV=')
 
@@ -437,7 +492,7 @@ def stamp_of(env, followed):
     lines = [followed] + sorted(glob.glob(os.path.join(site, 'mmcv', '_ext*.so')))
     for path in glob.glob(os.path.join(site, 'torch', 'version.py')):
         with open(path) as text:
-            lines += re.findall(r"^__version__ = .*", text.read(), re.MULTILINE)
+            lines += re.findall(r'^__version__ = .*', text.read(), re.MULTILINE)
     return '\n'.join(lines) + '\n'
 
 
@@ -510,8 +565,11 @@ def mend_opencv(env, pip, log):
     if 'libGL' not in fault or not version:
         raise SetupError(f'import cv2 fails in {env}: {fault}')
     say(f'import cv2 fails ({fault}): replacing opencv-python {version} by its headless build, which needs no libGL')
-    run(pip[:pip.index('install')] + ['uninstall', '--yes', 'opencv-python', 'opencv-python-headless'],
-        'removing opencv-python', log)
+    run(
+        pip[: pip.index('install')] + ['uninstall', '--yes', 'opencv-python', 'opencv-python-headless'],
+        'removing opencv-python',
+        log,
+    )
     run(pip + ['--no-deps', 'opencv-python-headless==' + version], f'opencv-python-headless {version}', log)
     ask(python, 'import cv2')
 
@@ -535,13 +593,20 @@ def install(env, stack, cache):
         if not works(python, 'import pip'):
             raise SetupError(f'{env} has no pip, which installs the rest; add it with: {python} -m ensurepip')
         if not is_ours(env) and has_torch and 'torch' not in before['installed']:
-            raise SetupError(f'torch in {env} has no package metadata, so pip would install a second one over it; '
-                             'install torch there with pip or conda')
+            raise SetupError(
+                f'torch in {env} has no package metadata, so pip would install a second one over it; '
+                'install torch there with pip or conda'
+            )
         if not is_ours(env) and 'torch' in before['installed']:
             check_torch(env, before['installed']['torch'])
             torch_in(env)
-    cached = glob.glob(os.path.join(glob.escape(os.path.join(cache, 'wheels')), cache_key(
-        mmcv, pins[mmcv], '*', before['abi'], before['platform']) + '*', '*.whl'))
+    cached = glob.glob(
+        os.path.join(
+            glob.escape(os.path.join(cache, 'wheels')),
+            cache_key(mmcv, pins[mmcv], '*', before['abi'], before['platform']) + '*',
+            '*.whl',
+        )
+    )
     may_compile = not cached and (is_new or not ops_fit(python, for_gpu=False))
     check_tools(before['version'], before['headers'], is_new, may_compile)
     if may_compile and archs and not has_torch:
@@ -554,8 +619,11 @@ def install(env, stack, cache):
         forget_half_installed(describe(python)['site'])
     found = describe(python)
     # What a borrowed environment has of torch and of the stack stays as it is.
-    kept = {} if is_ours(env) else {name: found['installed'][name] for name in ('torch',) + names
-                                    if name in found['installed']}
+    kept = (
+        {}
+        if is_ours(env)
+        else {name: found['installed'][name] for name in ('torch',) + names if name in found['installed']}
+    )
     if 'torch' not in kept:
         if found['installed'].get('torch', '').split('+')[0] != pins['torch']:
             install_torch(pip, pins['torch'], log, bool(archs))
@@ -572,10 +640,12 @@ def install(env, stack, cache):
     else:
         ops_are_there = not is_ours(env)
     if not ops_are_there or not ops_fit(python, bool(archs)):
+
         def build(working, build_log):
             check_tools(found['version'], found['headers'], False, True)
-            return compile_mmcv(python, f'{mmcv}=={pins[mmcv]}', archs, check_nvcc(cuda) if archs else None,
-                                working, build_log)
+            return compile_mmcv(
+                python, f'{mmcv}=={pins[mmcv]}', archs, check_nvcc(cuda) if archs else None, working, build_log
+            )
 
         wheel = wheel_with_ops(key, cache, build)
         # By its path: asked for by name, pip may take the wheel without ops that lies on PyPI.
@@ -589,8 +659,11 @@ def install(env, stack, cache):
     constraints = os.path.join(notes, 'constraints.txt')
     with open(constraints, 'w') as lines:
         lines.writelines(f'{name}=={version}\n' for name, version in sorted(dict(pins, **kept).items()))
-    run(pip + ['-c', constraints, '-e', f'{ROOT}[{stack},test]'],
-        f'the {stack} stack, the plugin, what the tests need', log)
+    run(
+        pip + ['-c', constraints, '-e', f'{ROOT}[{stack},test]'],
+        f'the {stack} stack, the plugin, what the tests need',
+        log,
+    )
     mend_opencv(env, pip, log)
     torch_now = torch_in(env)[0]
     if torch_now != torch:
@@ -605,10 +678,13 @@ def install(env, stack, cache):
             run(pip + ['--no-deps', TIMM], f'{TIMM}, for a comparison in the tests', log)
         except SetupError:
             say(f'  note: {TIMM} could not be installed; the tests that compare with it are skipped')
-    changed = [f"{name} {version} -> {now.get(name, 'removed')}"
-               for name, version in sorted(before['installed'].items()) if now.get(name) != version]
+    changed = [
+        f'{name} {version} -> {now.get(name, "removed")}'
+        for name, version in sorted(before['installed'].items())
+        if now.get(name) != version
+    ]
     if changed and not is_ours(env):
-        say(f"changed in {env}: {', '.join(changed)}")
+        say(f'changed in {env}: {", ".join(changed)}')
 
     stamp = os.path.join(notes, 'stamp')
     with open(stamp + '.new', 'w') as text:
@@ -624,7 +700,7 @@ def main(arguments=None):
     env = os.path.abspath(os.path.expanduser(options.env))
     try:
         if options.stack not in STACKS:
-            raise SetupError(f"STACK={options.stack} is none of: {', '.join(STACKS)}")
+            raise SetupError(f'STACK={options.stack} is none of: {", ".join(STACKS)}')
         if os.name != 'posix':
             raise SetupError(f'this script runs on Linux and macOS, not on {platform.system()}; there use WSL')
         if is_finished(env, options.stack):
