@@ -44,13 +44,13 @@ test_dataloader = val_dataloader
 
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=5e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=2.5e-3, weight_decay=0.05),
     paramwise_cfg=dict(flat_decay_mult=0.0),
 )
 param_scheduler = [
-    dict(type='ScalableOneCycleLR', total_steps=12, pct_start=0.2, by_epoch=True, convert_to_iter_based=True)
+    dict(type='ScalableOneCycleLR', total_steps=18, pct_start=0.2, by_epoch=True, convert_to_iter_based=True)
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=3)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=18, val_interval=6)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 randomness = dict(seed=0)
