@@ -66,8 +66,16 @@ def weights(work_dir, epoch):
     return torch.load(work_dir / f'epoch_{epoch}.pth', weights_only=False)['state_dict']
 
 
+def scalar_lines(work_dir):
+    return [json.loads(line) for line in next(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()]
+
+
 def final_scalars(work_dir):
-    return json.loads(next(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()[-1])
+    return scalar_lines(work_dir)[-1]
+
+
+def scalars_of(work_dir, name):
+    return [line[name] for line in scalar_lines(work_dir) if name in line]
 
 
 @pytest.fixture(scope='module')
@@ -170,10 +178,28 @@ def test_two_processes_equal_one_with_the_whole_batch(shapes, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def trained_classifier(shapes, tmp_path_factory):
+def adaptive_classifier(tmp_path_factory):
+    """The classifier's shapes config with every hook of this package that holds state."""
+    config = tmp_path_factory.mktemp('config') / 'adaptive.py'
+    config.write_text(
+        textwrap.dedent(f"""
+        _base_ = '{CLASSIFIER}'
+        default_hooks = dict(logger=dict(interval=1))
+        custom_hooks = [
+            dict(type='RawAndEMAHook', metric='multi-label/mAP', momentum=0.1),
+            dict(type='ProbabilityGapHook'),
+            dict(type='AdaptiveAsymmetryHook', target=0.3, step=0.2),
+        ]
+        """)
+    )
+    return config
+
+
+@pytest.fixture(scope='module')
+def trained_classifier(shapes, adaptive_classifier, tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('classifier')
     options = classifier_on(shapes, 'train_dataloader.batch_size=4')
-    done = run_tool('tools/train.py', CLASSIFIER, '--work-dir', work_dir, *options)
+    done = run_tool('tools/train.py', adaptive_classifier, '--work-dir', work_dir, *options)
     assert done.returncode == 0, done.stdout
     return work_dir, done.stdout
 
@@ -186,9 +212,9 @@ def test_a_classifier_is_trained_on_the_annotations_of_the_detector(trained_clas
     assert len(list(work_dir.glob('*/vis_data/vis_image/val_img_*.png'))) == 1
 
 
-def test_two_processes_train_and_average_a_classifier_like_one(trained_classifier, shapes, tmp_path):
+def test_two_processes_train_and_adapt_a_classifier_like_one(trained_classifier, adaptive_classifier, shapes, tmp_path):
     done = run_tool(
-        *('tools/dist_train.sh', CLASSIFIER, 2, '--work-dir', tmp_path),
+        *('tools/dist_train.sh', adaptive_classifier, 2, '--work-dir', tmp_path),
         *classifier_on(shapes, 'train_dataloader.batch_size=2', 'val_dataloader.batch_size=1'),
         env=dict(PORT=free_port(), OMP_NUM_THREADS='1'),
     )
@@ -204,6 +230,10 @@ def test_two_processes_train_and_average_a_classifier_like_one(trained_classifie
     assert len(metrics) > 30
     others = final_scalars(tmp_path)
     assert {key: others[key] for key in metrics} == pytest.approx(metrics, abs=1e-3)
+    for name in ('gap', 'gamma_neg'):
+        trajectory, other = (scalars_of(folder, name) for folder in (trained_classifier[0], tmp_path))
+        assert len(trajectory) == 4 * EPOCHS and len(set(trajectory)) > EPOCHS
+        assert other == pytest.approx(trajectory, abs=1e-4)
 
 
 def test_test_evaluates_dumps_and_draws_a_classifier(trained_classifier, shapes, tmp_path):

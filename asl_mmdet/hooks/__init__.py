@@ -1,5 +1,15 @@
+from .adaptive_asymmetry_hook import AdaptiveAsymmetryHook
 from .data_check_hook import DataCheckHook, check_no_overlap, check_num_classes
 from .multi_label_visualization_hook import MultiLabelVisualizationHook
+from .probability_gap_hook import ProbabilityGapHook
 from .raw_and_ema_hook import RawAndEMAHook
 
-__all__ = ['DataCheckHook', 'MultiLabelVisualizationHook', 'RawAndEMAHook', 'check_no_overlap', 'check_num_classes']
+__all__ = [
+    'AdaptiveAsymmetryHook',
+    'DataCheckHook',
+    'MultiLabelVisualizationHook',
+    'ProbabilityGapHook',
+    'RawAndEMAHook',
+    'check_no_overlap',
+    'check_num_classes',
+]

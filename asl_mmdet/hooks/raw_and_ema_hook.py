@@ -32,8 +32,9 @@ class RawAndEMAHook(EMAHook):
         KeyError: the evaluator does not return ``metric``.
     """
 
-    # Before RuntimeInfoHook, which takes the metrics to the log.
-    priority = 'HIGHEST'
+    # Before RuntimeInfoHook, which takes the metrics to the log, and after AdaptiveAsymmetryHook, whose buffers are
+    # averaged too.
+    priority = 5
 
     def __init__(
         self,

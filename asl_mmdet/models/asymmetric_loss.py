@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from mmdet.models.losses.utils import weight_reduce_loss
 from mmdet.registry import MODELS
+from mmengine.dist import all_reduce
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
@@ -28,38 +29,50 @@ def positive_term(logits: Tensor, gamma_pos: float, detach_focusing: bool = Fals
     Returns:
         loss (not negative) and dloss/dz (not positive), both of the shape of ``logits``.
     """
-    q = torch.sigmoid(-logits)
-    log_p = F.logsigmoid(logits)
-    focusing = q**gamma_pos
-    slope = -q if detach_focusing else gamma_pos * (1 - q) * log_p - q
-    return -focusing * log_p, focusing * slope
+    return _positive_term(logits, torch.sigmoid(-logits), gamma_pos, detach_focusing)
 
 
 def negative_term(
-    logits: Tensor, gamma_neg: float, clip: float, detach_focusing: bool = False
+    logits: Tensor, gamma_neg: float | Tensor, clip: float | Tensor, detach_focusing: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Loss -L- of eq. 7 for negative labels, and its derivative with respect to the logit (eq. 8).
 
     Args:
         logits: any shape, float32 or float64.
-        gamma_neg: focusing parameter, 0 or more.
-        clip: probability margin m of eq. 5, in [0, 1). Loss and derivative are exactly 0 where p <= m.
+        gamma_neg: focusing parameter, 0 or more; as a tensor, broadcastable to ``logits``.
+        clip: probability margin m of eq. 5, in [0, 1); as a tensor, broadcastable to ``logits``. Loss and derivative
+            are exactly 0 where p <= m.
         detach_focusing: hold p_m^gamma_neg constant in the derivative.
 
     Returns:
         loss and dloss/dz (both not negative), of the shape of ``logits``.
     """
-    p = torch.sigmoid(logits)
-    q = torch.sigmoid(-logits)
-    if clip == 0:
+    return _negative_term(logits, torch.sigmoid(logits), torch.sigmoid(-logits), gamma_neg, clip, detach_focusing)
+
+
+def _positive_term(z: Tensor, q: Tensor, gamma_pos: float, detach_focusing: bool) -> tuple[Tensor, Tensor]:
+    log_p = F.logsigmoid(z)
+    focusing = q**gamma_pos
+    slope = -q if detach_focusing else gamma_pos * (1 - q) * log_p - q
+    return -focusing * log_p, focusing * slope
+
+
+def _negative_term(
+    z: Tensor, p: Tensor, q: Tensor, gamma_neg: float | Tensor, clip: float | Tensor, detach_focusing: bool
+) -> tuple[Tensor, Tensor]:
+    if isinstance(clip, float) and clip == 0:
         p_m = p
-        log_1_minus_p_m = F.logsigmoid(-logits)
+        log_1_minus_p_m = F.logsigmoid(-z)
         share = torch.ones_like(q)
     else:
         p_m = (p - clip).clamp(min=0)
         # 1 - p_m is exact as q + m for large p, and log1p(-p_m) is exact for small p_m.
-        log_1_minus_p_m = torch.where(logits > 0, torch.log((q + clip).clamp(max=1)), torch.log1p(-p_m))
+        log_of_large_p = torch.log((q + clip).clamp(max=1))
         share = q / (q + clip)
+        if torch.is_tensor(clip):
+            log_of_large_p = torch.where(clip > 0, log_of_large_p, F.logsigmoid(-z))
+            share = torch.where(clip > 0, share, 1)
+        log_1_minus_p_m = torch.where(z > 0, log_of_large_p, torch.log1p(-p_m))
     # Eq. 8 with (1 - p) / (1 - p_m) as `share`, which has a limit at p = 1 where both are 0.
     slope = share if detach_focusing else share - gamma_neg * q * (log_1_minus_p_m / p_m)
     focusing = p_m**gamma_neg
@@ -67,22 +80,59 @@ def negative_term(
     return -focusing * log_1_minus_p_m, (focusing * p * slope).masked_fill(p_m == 0, 0)
 
 
+def _probability_sums(p: Tensor, targets: Tensor, known: Tensor, weight: Tensor | None) -> Tensor:
+    """What :class:`ProbabilityStatistics` gathers, (4, C) float64.
+
+    Args:
+        p: probabilities (N, C).
+        targets: (N,) indices in [0, C], or (N, C) labels in [0, 1].
+        known: (N, 1) or (N, C), 0 where the label is unknown.
+        weight: broadcastable to (N, C); what has the weight 0 is left out.
+    """
+    counted = known.to(p.dtype) if weight is None else (known * (weight != 0)).to(p.dtype)
+    all_p = p * counted
+    if targets.ndim == 2:
+        positive_p, positives = (all_p * targets).sum(0), (counted * targets).sum(0)
+    else:
+        index = targets.clamp(0, p.shape[1] - 1)[:, None]
+        is_class = (index == targets[:, None]).to(p.dtype)
+        picked = (is_class * term.expand_as(p).gather(1, index) for term in (all_p, counted))
+        positive_p, positives = (p.new_zeros(p.shape[1]).index_add_(0, index[:, 0], term[:, 0]) for term in picked)
+    sums = torch.stack([positive_p, positives, all_p.sum(0) - positive_p, counted.expand_as(p).sum(0) - positives])
+    return sums.to(torch.float64)
+
+
 class _SummedAsymmetricLoss(torch.autograd.Function):
     """Loss and gradient in one pass: the backward pass only scales what the forward pass has found."""
 
     @staticmethod
-    def forward(ctx, logits, targets, weight, gamma_pos, gamma_neg, clip, alpha, ignore_index, detach_focusing, reduce):
+    def forward(
+        ctx,
+        logits,
+        targets,
+        weight,
+        gamma_pos,
+        gamma_neg,
+        clip,
+        alpha,
+        ignore_index,
+        detach_focusing,
+        reduce,
+        with_statistics,
+    ):
         z = logits.detach().to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+        p, q = torch.sigmoid(z), torch.sigmoid(-z)
         pos_weight, neg_weight = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
-        loss, grad = (neg_weight * term for term in negative_term(z, gamma_neg, clip, detach_focusing))
+        loss, grad = (neg_weight * term for term in _negative_term(z, p, q, gamma_neg, clip, detach_focusing))
         if targets.ndim == 1:
             num_classes = z.shape[1]
+            y = targets
             known = (targets != ignore_index)[:, None]
             # A label out of range turns into NaN rather than into a plausible number.
             valid = ~known | ((targets >= 0) & (targets <= num_classes))[:, None]
             index = targets.clamp(0, num_classes - 1)[:, None]  # (N, 1)
             is_positive = index == targets[:, None]
-            terms = positive_term(z.gather(1, index), gamma_pos, detach_focusing)
+            terms = _positive_term(z.gather(1, index), q.gather(1, index), gamma_pos, detach_focusing)
             for total, term in zip((loss, grad), terms):
                 total.scatter_(1, index, torch.where(is_positive, pos_weight * term, total.gather(1, index)))
             known = known.to(z.dtype).masked_fill(~valid, math.nan)  # (N, 1)
@@ -91,7 +141,7 @@ class _SummedAsymmetricLoss(torch.autograd.Function):
             known = y != ignore_index
             y = y.masked_fill(~known, 0)
             y = y.masked_fill((y < 0) | (y > 1), math.nan)
-            for total, term in zip((loss, grad), positive_term(z, gamma_pos, detach_focusing)):
+            for total, term in zip((loss, grad), _positive_term(z, q, gamma_pos, detach_focusing)):
                 total.lerp_(pos_weight * term, y)
         # Infinite and NaN logits become NaN, and products instead of masks keep them from being hidden.
         nothing = z - z
@@ -100,17 +150,19 @@ class _SummedAsymmetricLoss(torch.autograd.Function):
         grad.add_(nothing).mul_(scale)
         ctx.save_for_backward(grad)
         ctx.logits_dtype = logits.dtype
-        return loss.sum() if reduce else loss
+        statistics = _probability_sums(p, y, known, weight) if with_statistics else z.new_empty(0)
+        ctx.mark_non_differentiable(statistics)
+        return loss.sum() if reduce else loss, statistics
 
     @staticmethod
-    def backward(ctx, grad_output):
+    def backward(ctx, grad_output, _):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError(
                 'AsymmetricLoss can be differentiated once only: its gradient comes from eq. 8 in closed form. '
                 'Call backward or torch.autograd.grad without create_graph=True.'
             )
         (grad,) = ctx.saved_tensors
-        return ((grad * grad_output).to(ctx.logits_dtype),) + (None,) * 9
+        return ((grad * grad_output).to(ctx.logits_dtype),) + (None,) * 10
 
 
 def asymmetric_loss(
@@ -119,12 +171,13 @@ def asymmetric_loss(
     weight: Tensor | None = None,
     *,
     gamma_pos: float = 0.0,
-    gamma_neg: float = 4.0,
-    clip: float = 0.05,
+    gamma_neg: float | Tensor = 4.0,
+    clip: float | Tensor = 0.05,
     alpha: float | None = None,
     ignore_index: int = -1,
     detach_focusing: bool = False,
     reduction: str = 'sum',
+    statistics: Sequence['ProbabilityStatistics'] = (),
 ) -> Tensor:
     """Eqs. 1, 2 and 7, weighted: sum of ``weight * (-y L+ - (1 - y) L-)``, or its elements.
 
@@ -133,16 +186,65 @@ def asymmetric_loss(
         targets: (N,) class indices with background C, or (N, C) labels in [0, 1]. ``ignore_index`` marks what is
             unknown and contributes nothing. Anything else yields NaN.
         weight: broadcastable to (N, C); a constant.
+        gamma_neg, clip: as tensors, broadcastable to (N, C), constants.
         alpha: static weight of positives, with 1 - alpha for negatives; None weighs both with 1.
         detach_focusing: hold the focusing factors constant in the backward pass.
         reduction: 'sum' or 'none'.
+        statistics: each is given the probabilities of this batch.
 
     Returns:
         0-d tensor or (N, C), float64 for float64 logits, otherwise float32. It can be differentiated once.
     """
-    return _SummedAsymmetricLoss.apply(
-        logits, targets, weight, gamma_pos, gamma_neg, clip, alpha, ignore_index, detach_focusing, reduction == 'sum'
+    loss, sums = _SummedAsymmetricLoss.apply(
+        logits,
+        targets,
+        weight,
+        gamma_pos,
+        gamma_neg,
+        clip,
+        alpha,
+        ignore_index,
+        detach_focusing,
+        reduction == 'sum',
+        len(statistics) > 0,
     )
+    for gathered in statistics:
+        gathered.add(sums)
+    return loss
+
+
+class ProbabilityStatistics:
+    """Average probabilities of positives and negatives (eq. 9) over any number of batches and all processes.
+
+    Elements of unknown label or of weight 0 do not count. A soft label y counts as y positives and 1 - y negatives.
+
+    Args:
+        num_classes: C, to keep the classes apart.
+    """
+
+    def __init__(self, num_classes: int | None = None) -> None:
+        # Rows: sum of p over positives, number of positives, the same two over negatives.
+        self.sums = torch.zeros(4, num_classes or 1, dtype=torch.float64)
+
+    def add(self, sums: Tensor) -> None:
+        """Adds (4, C), the rows of ``sums`` for one batch."""
+        sums = sums if self.sums.shape[1] > 1 else sums.sum(1, keepdim=True)
+        self.sums = self.sums.to(sums.device) + sums
+
+    def take(self) -> Tensor:
+        """Sums and counts over all processes since the last call, (4, C) or (4, 1); every process has to call it."""
+        sums, self.sums = self.sums, torch.zeros_like(self.sums)
+        all_reduce(sums)
+        return sums
+
+
+def mean_probabilities(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """p_t+ and p_t- of eq. 9, (C,) each, from ``ProbabilityStatistics.take``; NaN where there is no such sample.
+
+    p_t- is the mean of 1 - p, so that eq. 10's gap is their difference.
+    """
+    positive_p, positives, negative_p, negatives = sums
+    return positive_p / positives, 1 - negative_p / negatives
 
 
 @MODELS.register_module()
@@ -180,6 +282,8 @@ class AsymmetricLoss(nn.Module):
 
     # So many calls of a training run are looked at for clipped negatives and, on a GPU, for targets out of range.
     CHECKED_CALLS = 100
+    # What AdaptiveAsymmetryHook adds to the state of the model.
+    ADAPTIVE_STATE = ('gamma_neg', 'clip', 'probability_sums')
 
     def __init__(
         self,
@@ -235,6 +339,26 @@ class AsymmetricLoss(nn.Module):
         self.loss_weight = loss_weight
         self.debug = debug
         self._calls_left_to_check = self.CHECKED_CALLS
+        self._statistics: list[ProbabilityStatistics] = []
+
+    def observe(self, statistics: ProbabilityStatistics) -> None:
+        """Gives ``statistics`` the probabilities of every batch that is trained on from now on."""
+        self._statistics.append(statistics)
+
+    def make_adaptive(self, name: str, shape: tuple[int, ...], device: torch.device) -> None:
+        """Turns ``gamma_neg`` or ``clip`` into a buffer, 0-d or (C,), for a hook to change in place.
+
+        The buffer is saved with the model; a loss that has none leaves it alone in a checkpoint.
+        """
+        value = getattr(self, name)
+        delattr(self, name)
+        self.register_buffer(name, torch.full(shape, value, device=device))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        for name in self.ADAPTIVE_STATE:
+            if name not in self._buffers:
+                state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         return (
@@ -285,6 +409,7 @@ class AsymmetricLoss(nn.Module):
             ignore_index=self.ignore_index,
             detach_focusing=self.detach_focusing,
             reduction='none' if reduction == 'none' else 'sum',
+            statistics=self._statistics if self.training else (),
         )
         if reduction == 'mean' and avg_factor is None:
             loss = loss / max(pred.numel(), 1)
@@ -359,7 +484,7 @@ class AsymmetricLoss(nn.Module):
         if largest <= self.clip:
             self._calls_left_to_check = 0
             warnings.warn(
-                f'AsymmetricLoss: all {negatives.numel()} negatives of a batch have p <= clip={self.clip} (the '
+                f'AsymmetricLoss: all {negatives.numel()} negatives of a batch have p <= clip={float(self.clip)} (the '
                 f'largest is {largest:.4g}), so they have neither loss nor gradient. Detectors start at '
                 'bias_prob=0.01: set clip=0.0 for them, or a clip well below the probabilities at the start.'
             )

@@ -57,4 +57,5 @@ auto_scale_lr = dict(enable=False, base_batch_size=32)
 custom_hooks = [
     dict(type='RawAndEMAHook', metric='multi-label/mAP', momentum=0.003),
     dict(type='DataCheckHook'),
+    dict(type='ProbabilityGapHook'),
 ]

@@ -58,4 +58,5 @@ default_hooks = dict(visualization=dict(interval=5))
 custom_hooks = [
     dict(type='RawAndEMAHook', metric='multi-label/mAP', momentum=0.01),
     dict(type='DataCheckHook'),
+    dict(type='ProbabilityGapHook'),
 ]

@@ -1,0 +1,74 @@
+import json
+
+import pytest
+from torch import nn
+
+from asl_mmdet.models import AsymmetricLoss
+
+GAP = [dict(type='ProbabilityGapHook')]
+# Positives 0.9 and 0.5, negatives 0.2, 0.4, 0.1, 0.6; then one positive 0.3 and negatives 0.8, 0.3 beside an unknown.
+BATCHES = [
+    ([[0.9, 0.2], [0.4, 0.5], [0.1, 0.6]], [[1, 0], [0, 1], [0, 0]]),
+    ([[0.3, 0.8], [0.99, 0.3]], [[1, 0], [-1, 0]]),
+]
+
+
+def test_every_line_of_the_log_has_the_means_of_its_batch(run_batches):
+    _, scalars = run_batches(BATCHES, GAP)
+    assert scalars['p_t_pos'] == pytest.approx([0.7, 0.3])
+    assert scalars['p_t_neg'] == pytest.approx([1 - 1.3 / 4, 1 - 1.1 / 2])
+    assert scalars['gap'] == pytest.approx([0.7 - 1 + 1.3 / 4, 0.3 - 1 + 1.1 / 2])
+
+
+def test_several_batches_are_pooled_not_averaged(run_batches):
+    _, scalars = run_batches(BATCHES, GAP, interval=2)
+    assert scalars['p_t_pos'] == pytest.approx([1.7 / 3])
+    assert scalars['p_t_neg'] == pytest.approx([1 - 2.4 / 6])
+
+
+def test_calls_of_one_step_are_pooled(run_batches):
+    _, scalars = run_batches(BATCHES[:1], GAP, calls=3)
+    assert scalars['p_t_pos'] == pytest.approx([0.7])
+
+
+def test_a_line_without_positives_has_no_gap(run_batches):
+    without = ([[0.5, 0.1]], [[0, 0]])
+    _, scalars = run_batches([without, BATCHES[0]], GAP)
+    assert scalars['p_t_pos'] == pytest.approx([0.7])
+    assert scalars['p_t_neg'] == pytest.approx([1 - 1.3 / 4])
+
+
+def test_the_probabilities_are_those_of_cross_entropy_and_focal_loss_too(run_batches):
+    for i, loss in enumerate((AsymmetricLoss(gamma_neg=0, clip=0), AsymmetricLoss(2, 2, 0, alpha=0.25))):
+        _, scalars = run_batches(BATCHES[:1], GAP, loss, work_dir=str(i))
+        assert scalars['gap'] == pytest.approx([0.7 - 1 + 1.3 / 4])
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = AsymmetricLoss(), AsymmetricLoss(gamma_neg=2)
+
+    def forward(self, logits, targets):
+        return self.one(logits, targets) + self.two(-logits, targets)
+
+
+def test_several_losses_are_told_apart_by_their_place(run_batches):
+    _, scalars = run_batches(BATCHES[:1], GAP, TwoHeads())
+    assert scalars['loss_cls.one/gap'] == pytest.approx([0.7 - 1 + 1.3 / 4])
+    # The second loss sees 1 - p.
+    assert scalars['loss_cls.two/p_t_pos'] == pytest.approx([0.3])
+    assert scalars['loss_cls.two/p_t_neg'] == pytest.approx([1.3 / 4])
+    assert scalars['loss_cls.two/gap'] == pytest.approx([0.3 - 1.3 / 4], abs=1e-6)
+    assert 'gap' not in scalars
+
+
+def test_a_model_without_the_loss_is_refused(run_batches):
+    with pytest.raises(ValueError, match='Logits has no AsymmetricLoss to watch. Cross-entropy is'):
+        run_batches(BATCHES, GAP, nn.BCEWithLogitsLoss())
+
+
+def test_the_log_file_has_the_gap(run_batches, tmp_path):
+    run_batches(BATCHES, GAP)
+    lines = next((tmp_path / 'work').glob('*/vis_data/scalars.json')).read_text().splitlines()
+    assert [json.loads(line)['gap'] for line in lines] == pytest.approx([0.025, -0.15], abs=1e-6)
