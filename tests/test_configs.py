@@ -94,6 +94,12 @@ def data_folder(tmp_path_factory):
         categories=[dict(id=10 + i, name=f'species {i}') for i in range(3)],
     )
     (root / 'herbarium/train/metadata.json').write_text(json.dumps(content))
+
+    names = [f'im{i}.jpg' for i in range(8)]
+    write_pictures(root / 'mirflickr14/images', names)
+    rows = [f'{name},{label}' for name, label in zip(names, 4 * ('sea', 'sky;tree'))]
+    (root / 'mirflickr14/train.csv').write_text('\n'.join(['image,labels', *rows, '']))
+    (root / 'mirflickr14/classes.txt').write_text('sea\nsky\ntree\n')
     return root
 
 
@@ -157,6 +163,8 @@ def test_a_detection_config_trains_a_step_and_evaluates(name, coco_folder, shape
         evaluator.ann_file = evaluator.ann_file.replace('data/shapes', str(shapes)).replace(
             'data/coco', str(coco_folder)
         )
+    if on_shapes:
+        cfg.param_scheduler[0].total_steps = 20  # of one iteration each
     cfg.train_cfg.update(max_epochs=1, val_interval=2)
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1)
     cfg.experiment_name = name.replace('/', '_')
@@ -172,7 +180,7 @@ def test_a_detection_config_trains_a_step_and_evaluates(name, coco_folder, shape
 
 
 @pytest.mark.parametrize('name', CLASSIFICATION)
-def test_a_classification_config_trains_and_evaluates(name, data_folder, tmp_path):
+def test_a_classification_config_trains_and_evaluates(name, data_folder, shapes, tmp_path):
     cfg = Config.fromfile(ROOT / 'configs' / name)
     cfg.work_dir = str(tmp_path)
     cfg.load_from = None
@@ -180,14 +188,19 @@ def test_a_classification_config_trains_and_evaluates(name, data_folder, tmp_pat
     cfg.optim_wrapper.type = 'OptimWrapper'  # AmpOptimWrapper wants a GPU
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.update(batch_size=1, num_workers=0, persistent_workers=False)
-        loader.dataset.data_root = loader.dataset.data_root.replace('data', str(data_folder), 1)
+        folder = loader.dataset.data_root
+        loader.dataset.data_root = (
+            f'{shapes}/' if name.endswith('_shapes.py') else folder.replace('data', str(data_folder), 1)
+        )
         loader.dataset.pop('expected_images', None)
         if 'holdout' in loader.dataset:
             loader.dataset.holdout.fraction = 0.5
-        if 'metainfo' in loader.dataset:
+        if isinstance(loader.dataset.get('metainfo', {}).get('classes'), str):
             loader.dataset.metainfo.classes = loader.dataset.metainfo.classes.replace('data', str(data_folder), 1)
-        next(step for step in loader.dataset.pipeline if step.type == 'Resize').scale = (64, 64)
-    if 'open-images' in name or 'herbarium' in name:
+        for step in loader.dataset.pipeline:
+            if step.type == 'Resize':
+                step.scale = (64, 64)
+    if any(data in name for data in ('open-images', 'herbarium', 'mirflickr14')):
         cfg.model.head.num_classes = 3
     cfg.train_cfg.max_epochs = 1
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1)
