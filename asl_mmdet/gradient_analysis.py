@@ -90,7 +90,7 @@ def mislabelled_point(gamma_neg: float, clip: float, detach_focusing: bool = Fal
         p* in (m, 1), or None where the gradient has no such point. It has none where it rises up to p = 1
         (cross-entropy; every gamma_neg at m = 0 with ``detach_focusing``), and none where it falls from the jump at
         p = m on (cross-entropy with m(1 + m) >= 1, that is m above 0.618). A point that float64 cannot tell from 1 is
-        None, too: with m = 0 it lies about exp(-1 - 1 / gamma_neg) below 1.
+        None, too: with m = 0 it lies about exp(-2 - 1 / gamma_neg) below 1.
 
     Raises:
         ValueError: an argument is out of its range.
