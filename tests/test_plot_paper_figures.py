@@ -38,9 +38,10 @@ def curve(figure, label, x):
     return np.interp(x, *line.get_data())
 
 
-def write_log(work_dir, time, lines):
+def write_log(work_dir, time, lines, resume=False):
     path = work_dir / time / 'vis_data/scalars.json'
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name('config.py').write_text(f'load_from = None\nresume = {resume}\nseed = 0\n')
     path.write_text('\n'.join(line if isinstance(line, str) else json.dumps(line) for line in lines))
 
 
@@ -134,12 +135,12 @@ def test_a_resumed_run_continues_and_a_new_one_replaces(tool, tmp_path):
 
     write_log(tmp_path, '20260101_000000', [dict(loss=1, step=s) for s in (10, 20, 30)] + ['{"loss": 1, "st'])
     assert steps() == [(10, 1), (20, 1), (30, 1)]
-    write_log(tmp_path, '20260102_000000', [dict(loss=2, step=s) for s in (30, 40)])
+    write_log(tmp_path, '20260102_000000', [dict(loss=2, step=s) for s in (30, 40)], resume=True)
     assert steps() == [(10, 1), (20, 1), (30, 2), (40, 2)]
     write_log(tmp_path, '20260103_000000', [{'multi-label/mAP': 80.0, 'step': 4}])  # of tools/test.py
     assert steps() == [(10, 1), (20, 1), (30, 2), (40, 2)]
-    write_log(tmp_path, '20260104_000000', [dict(loss=3, step=10)])
-    assert steps() == [(10, 3)]
+    write_log(tmp_path, '20260104_000000', [dict(loss=3, step=25)])
+    assert steps() == [(25, 3)]
     assert tool.training_lines(tmp_path / '20260102_000000')[0] == dict(loss=2, step=30)
 
 

@@ -10,6 +10,7 @@ import argparse
 import csv
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -124,8 +125,8 @@ def table_1(gamma_neg: float, clip: float) -> str:
 def training_lines(folder: Path) -> list[dict[str, float]]:
     """Lines that mmengine logged in training, of all the runs in a work dir or of a single run's folder, by step.
 
-    Runs follow one another by the time in their folders' names. Each replaces what runs before it logged from its
-    first step on, so that a resumed run continues the one before it and a run from scratch takes its place.
+    Runs follow one another by the time in their folders' names. One that was resumed, by the config that mmengine
+    saves beside its log, replaces what runs before it logged from its first step on; any other replaces them whole.
 
     Raises:
         InputError: there is no such folder or no log in it, or a line before the last, which may be unfinished, is not
@@ -148,7 +149,9 @@ def training_lines(folder: Path) -> list[dict[str, float]]:
                     ) from error
         run = [line for line in run if 'loss' in line and 'step' in line]
         if run:
-            lines = [line for line in lines if line['step'] < run[0]['step']] + run
+            config = log.with_name('config.py')
+            resumed = config.is_file() and re.search(r'^resume = True$', config.read_text(), re.MULTILINE)
+            lines = [line for line in lines if resumed and line['step'] < run[0]['step']] + run
     if not lines:
         raise InputError(
             f'{folder}: no line with a training loss in {len(logs)} files */vis_data/scalars.json; name the work dir '
