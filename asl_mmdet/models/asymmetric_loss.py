@@ -7,15 +7,16 @@ gradients are the closed forms of equation 8, so they stay finite where autograd
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from mmdet.models.losses.utils import weight_reduce_loss
 from mmdet.registry import MODELS
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
+
+from .one_pass import Outcome, Setting, compiled_pass, one_pass
 
 
 def positive_term(logits: Tensor, gamma_pos: float, detach_focusing: bool = False) -> tuple[Tensor, Tensor]:
@@ -80,89 +81,191 @@ def _negative_term(
     return -focusing * log_1_minus_p_m, (focusing * p * slope).masked_fill(p_m == 0, 0)
 
 
-def _probability_sums(p: Tensor, targets: Tensor, known: Tensor, weight: Tensor | None) -> Tensor:
-    """What :class:`ProbabilityStatistics` gathers, (4, C) float64.
+def eager_pass(
+    setting: Setting,
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    scale: Tensor,
+    gamma_neg: Tensor | None,
+    clip: Tensor | None,
+) -> Outcome:
+    """``one_pass`` by the two terms above, one operation after the other."""
+    loss, grad, p, y, known = _elements(setting, logits, targets, weight, gamma_neg, clip)
+    sums = _probability_sums(setting.statistics, p, y, known, weight)
+    return Outcome(loss.sum() * scale, (grad * scale).to(logits.dtype), loss.new_zeros((), dtype=torch.bool), sums)
 
-    Args:
-        p: probabilities (N, C).
-        targets: (N,) indices in [0, C], or (N, C) labels in [0, 1].
-        known: (N, 1) or (N, C), 0 where the label is unknown.
-        weight: broadcastable to (N, C); what has the weight 0 is left out.
-    """
-    counted = known.to(p.dtype) if weight is None else (known * (weight != 0)).to(p.dtype)
-    all_p = p * counted
-    if targets.ndim == 2:
-        positive_p, positives = (all_p * targets).sum(0), (counted * targets).sum(0)
+
+def _elements(
+    setting: Setting,
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    gamma_neg: Tensor | None,
+    clip: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Weighted loss and gradient by elements, probabilities, labels without what is unknown, and what is known."""
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    p, q = torch.sigmoid(z), torch.sigmoid(-z)
+    gamma_neg = setting.gamma_neg if gamma_neg is None else gamma_neg
+    clip = setting.clip if clip is None else clip
+    pos_weight, neg_weight = (1.0, 1.0) if setting.alpha is None else (setting.alpha, 1 - setting.alpha)
+    loss, grad = (neg_weight * term for term in _negative_term(z, p, q, gamma_neg, clip, setting.detach_focusing))
+    known = targets != setting.ignore_index
+    if targets.ndim == 1:
+        num_classes = z.shape[1]
+        y = targets
+        known = known[:, None]
+        # A label out of range turns into NaN rather than into a plausible number.
+        valid = ~known | ((targets >= 0) & (targets <= num_classes))[:, None]
+        index = targets.clamp(0, num_classes - 1)[:, None]  # (N, 1)
+        is_positive = index == targets[:, None]
+        terms = _positive_term(z.gather(1, index), q.gather(1, index), setting.gamma_pos, setting.detach_focusing)
+        for total, term in zip((loss, grad), terms):
+            total.scatter_(1, index, torch.where(is_positive, pos_weight * term, total.gather(1, index)))
+        factor = known.to(z.dtype).masked_fill(~valid, math.nan)  # (N, 1)
     else:
-        index = targets.clamp(0, p.shape[1] - 1)[:, None]
-        is_class = (index == targets[:, None]).to(p.dtype)
+        y = targets.to(z.dtype).masked_fill(~known, 0)
+        y = y.masked_fill((y < 0) | (y > 1), math.nan)
+        for total, term in zip((loss, grad), _positive_term(z, q, setting.gamma_pos, setting.detach_focusing)):
+            total.lerp_(pos_weight * term, y)
+        factor = known
+    # Infinite and NaN logits become NaN, and products instead of masks keep them from being hidden.
+    nothing = z - z
+    factor = factor if weight is None else factor * weight
+    return loss.add_(nothing).mul_(factor), grad.add_(nothing).mul_(factor), p, y, known
+
+
+def _probability_sums(statistics: str | None, p: Tensor, y: Tensor, known: Tensor, weight: Tensor | None) -> Tensor:
+    """As in ``Outcome``; ``y`` are indices (N,) or labels (N, C)."""
+    if statistics is None:
+        return p.new_empty(0)
+    counted = known.to(p.dtype) if weight is None else (known & (weight != 0)).to(p.dtype)
+    all_p = p * counted
+    if y.ndim == 2:
+        positive_p, positives = (all_p * y).sum(0), (counted * y).sum(0)
+    else:
+        index = y.clamp(0, p.shape[1] - 1)[:, None]
+        is_class = (index == y[:, None]).to(p.dtype)
         picked = (is_class * term.expand_as(p).gather(1, index) for term in (all_p, counted))
         positive_p, positives = (p.new_zeros(p.shape[1]).index_add_(0, index[:, 0], term[:, 0]) for term in picked)
-    sums = torch.stack([positive_p, positives, all_p.sum(0) - positive_p, counted.expand_as(p).sum(0) - positives])
-    return sums.to(torch.float64)
+    sums = torch.stack([positive_p, positives, all_p.sum(0), counted.expand_as(p).sum(0)])
+    return sums if statistics == 'class' else sums.sum(1, keepdim=True)
 
 
-class _SummedAsymmetricLoss(torch.autograd.Function):
+def fused_pass(
+    setting: Setting, logits: Tensor, targets: Tensor, weight: Tensor | None, scale: Tensor, *asymmetry: Tensor | None
+) -> Outcome:
+    """``one_pass`` as one kernel of torch.compile's.
+
+    Labels of floating point are taken for 0 and 1 on a CPU, where a look at the outcome costs nothing, and passed over
+    once more if they are not.
+    """
+    tensors = (logits, targets, weight, scale, *asymmetry)
+    hard = targets.ndim == 1 or not targets.is_floating_point()
+    on_cpu = logits.device.type == 'cpu'
+    outcome = compiled_pass(setting._replace(hard=hard or on_cpu), *tensors)
+    if on_cpu and not hard and outcome.odd:
+        outcome = compiled_pass(setting._replace(hard=False), *tensors)
+    return outcome
+
+
+def _fused_where_possible(setting: Setting, logits: Tensor, *tensors: Tensor | None) -> Outcome:
+    device = logits.device.type
+    if device not in _WITHOUT_COMPILER:
+        try:
+            return fused_pass(setting, logits, *tensors)
+        except Exception as error:
+            _WITHOUT_COMPILER.add(device)
+            warnings.warn(
+                f'AsymmetricLoss: torch.compile does not work on {device} here ({type(error).__name__}: '
+                f'{str(error).strip().splitlines()[0] if str(error).strip() else ""}), so the loss runs as single '
+                'operations, several times slower. A C++ compiler (CPU) or Triton (GPU) mends that; fused=False '
+                'chooses this way without a word.'
+            )
+    return eager_pass(setting, logits, *tensors)
+
+
+def _choose_pass(logits: Tensor, fused: bool | None) -> Callable[..., Outcome]:
+    if torch.compiler.is_compiling():
+        return one_pass
+    if fused is None:
+        # By size and device alone, so that a resumed run computes what an uninterrupted one does.
+        worth_it = logits.device.type == 'cuda' or (logits.device.type == 'cpu' and logits.numel() >= WORTH_COMPILING)
+        return _fused_where_possible if worth_it else eager_pass
+    return fused_pass if fused else eager_pass
+
+
+EPS = torch.finfo(torch.float32).eps
+_WITHOUT_COMPILER: set[str] = set()
+# Elements from which on a CPU gains by the kernel; below, an eager pass takes less than a millisecond.
+WORTH_COMPILING = 8192
+
+
+class _AsymmetricLoss(torch.autograd.Function):
     """Loss and gradient in one pass: the backward pass only scales what the forward pass has found."""
 
     @staticmethod
-    def forward(
-        ctx,
-        logits,
-        targets,
-        weight,
-        gamma_pos,
-        gamma_neg,
-        clip,
-        alpha,
-        ignore_index,
-        detach_focusing,
-        reduce,
-        with_statistics,
-    ):
-        z = logits.detach().to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-        p, q = torch.sigmoid(z), torch.sigmoid(-z)
-        pos_weight, neg_weight = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
-        loss, grad = (neg_weight * term for term in _negative_term(z, p, q, gamma_neg, clip, detach_focusing))
-        if targets.ndim == 1:
-            num_classes = z.shape[1]
-            y = targets
-            known = (targets != ignore_index)[:, None]
-            # A label out of range turns into NaN rather than into a plausible number.
-            valid = ~known | ((targets >= 0) & (targets <= num_classes))[:, None]
-            index = targets.clamp(0, num_classes - 1)[:, None]  # (N, 1)
-            is_positive = index == targets[:, None]
-            terms = _positive_term(z.gather(1, index), q.gather(1, index), gamma_pos, detach_focusing)
-            for total, term in zip((loss, grad), terms):
-                total.scatter_(1, index, torch.where(is_positive, pos_weight * term, total.gather(1, index)))
-            known = known.to(z.dtype).masked_fill(~valid, math.nan)  # (N, 1)
-        else:
-            y = targets.to(z.dtype)
-            known = y != ignore_index
-            y = y.masked_fill(~known, 0)
-            y = y.masked_fill((y < 0) | (y > 1), math.nan)
-            for total, term in zip((loss, grad), _positive_term(z, q, gamma_pos, detach_focusing)):
-                total.lerp_(pos_weight * term, y)
-        # Infinite and NaN logits become NaN, and products instead of masks keep them from being hidden.
-        nothing = z - z
-        scale = known if weight is None else known * weight
-        loss.add_(nothing).mul_(scale)
-        grad.add_(nothing).mul_(scale)
-        ctx.save_for_backward(grad)
-        ctx.logits_dtype = logits.dtype
-        statistics = _probability_sums(p, y, known, weight) if with_statistics else z.new_empty(0)
-        ctx.mark_non_differentiable(statistics)
-        return loss.sum() if reduce else loss, statistics
+    def forward(ctx, logits, targets, weight, scale, gamma_neg, clip, setting, run):
+        # A small gradient times 1 / N would be lost in float16.
+        ctx.folded = logits.dtype != torch.float16
+        folded_scale = scale if ctx.folded else torch.ones_like(scale)
+        outcome = run(setting, logits.detach(), targets, weight, folded_scale, gamma_neg, clip)
+        # A hook may change these before the backward pass.
+        asymmetry = [None if tensor is None else tensor.clone() for tensor in (gamma_neg, clip)]
+        ctx.save_for_backward(outcome.grad, logits, targets, weight, scale, *asymmetry)
+        ctx.setting, ctx.run, ctx.given_away = setting, run, False
+        ctx.mark_non_differentiable(outcome.sums)
+        return outcome.loss if ctx.folded else outcome.loss * scale, outcome.sums
 
     @staticmethod
     def backward(ctx, grad_output, _):
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError(
-                'AsymmetricLoss can be differentiated once only: its gradient comes from eq. 8 in closed form. '
-                'Call backward or torch.autograd.grad without create_graph=True.'
-            )
+        _refuse_double_backward()
+        grad, logits, targets, weight, scale, *asymmetry = ctx.saved_tensors
+        factor = grad_output if ctx.folded else grad_output * scale
+        if torch.compiler.is_compiling():
+            return (grad * factor).to(grad.dtype), *[None] * 7
+        if ctx.given_away:
+            folded_scale = scale if ctx.folded else torch.ones_like(scale)
+            setting = ctx.setting._replace(statistics=None)
+            grad = ctx.run(setting, logits.detach(), targets, weight, folded_scale, *asymmetry).grad
+        ctx.given_away = True
+        # In place, and past autograd's count of changes: with retain_graph the next backward pass computes it anew.
+        if factor.device.type != 'cpu' or factor.item() != 1:
+            if grad.dtype == torch.float16:
+                # The usual loss scale, 65536, is no number of float16, its root is.
+                root = factor.abs().sqrt()
+                grad.data.mul_(root).mul_(root * factor.sign())
+            else:
+                grad.data.mul_(factor)
+        return grad, *[None] * 7
+
+
+class _AsymmetricLossElements(torch.autograd.Function):
+    """The same without the sum."""
+
+    @staticmethod
+    def forward(ctx, logits, targets, weight, gamma_neg, clip, setting):
+        loss, grad, p, y, known = _elements(setting, logits, targets, weight, gamma_neg, clip)
+        sums = _probability_sums(setting.statistics, p, y, known, weight)
+        ctx.save_for_backward(grad)
+        ctx.dtype = logits.dtype
+        ctx.mark_non_differentiable(sums)
+        return loss, sums
+
+    @staticmethod
+    def backward(ctx, grad_output, _):
+        _refuse_double_backward()
         (grad,) = ctx.saved_tensors
-        return ((grad * grad_output).to(ctx.logits_dtype),) + (None,) * 10
+        return (grad * grad_output).to(ctx.dtype), *[None] * 5
+
+
+def _refuse_double_backward() -> None:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            'AsymmetricLoss can be differentiated once only: its gradient comes from eq. 8 in closed form. '
+            'Call backward or torch.autograd.grad without create_graph=True.'
+        )
 
 
 def asymmetric_loss(
@@ -177,9 +280,11 @@ def asymmetric_loss(
     ignore_index: int = -1,
     detach_focusing: bool = False,
     reduction: str = 'sum',
+    scale: float | Tensor = 1.0,
     statistics: Sequence['ProbabilityStatistics'] = (),
+    fused: bool | None = None,
 ) -> Tensor:
-    """Eqs. 1, 2 and 7, weighted: sum of ``weight * (-y L+ - (1 - y) L-)``, or its elements.
+    """Eqs. 1, 2 and 7, weighted: sum of ``scale * weight * (-y L+ - (1 - y) L-)``, or its elements.
 
     Args:
         logits: (N, C), floating point. float16 and bfloat16 are computed in float32.
@@ -190,24 +295,28 @@ def asymmetric_loss(
         alpha: static weight of positives, with 1 - alpha for negatives; None weighs both with 1.
         detach_focusing: hold the focusing factors constant in the backward pass.
         reduction: 'sum' or 'none'.
+        scale: a constant factor; with it in here the backward pass has nothing left to do.
         statistics: each is given the probabilities of this batch.
+        fused: True computes the sum in one kernel of torch.compile's, False in single operations. None takes the kernel
+            on a GPU, and on a CPU from 8192 elements on, where torch.compile works.
 
     Returns:
         0-d tensor or (N, C), float64 for float64 logits, otherwise float32. It can be differentiated once.
     """
-    loss, sums = _SummedAsymmetricLoss.apply(
-        logits,
-        targets,
-        weight,
-        gamma_pos,
-        gamma_neg,
-        clip,
-        alpha,
-        ignore_index,
-        detach_focusing,
-        reduction == 'sum',
-        len(statistics) > 0,
-    )
+    wanted = None if not statistics else 'class' if any(one.by_class for one in statistics) else 'total'
+    tensors = [value if torch.is_tensor(value) else None for value in (gamma_neg, clip)]
+    constants = [None if torch.is_tensor(value) else float(value) for value in (gamma_neg, clip)]
+    setting = Setting(float(gamma_pos), *constants, alpha, ignore_index, detach_focusing, hard=False, statistics=wanted)
+    if reduction == 'none':
+        loss, sums = _AsymmetricLossElements.apply(logits, targets, weight, *tensors, setting)
+        loss = loss * scale
+    else:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        if not torch.is_tensor(scale):
+            scale = torch.full((), scale, dtype=dtype, device=logits.device)
+        run = _choose_pass(logits, fused)
+        scale = scale.to(logits.device, dtype)
+        loss, sums = _AsymmetricLoss.apply(logits, targets, weight, scale, *tensors, setting, run)
     for gathered in statistics:
         gathered.add(sums)
     return loss
@@ -223,13 +332,15 @@ class ProbabilityStatistics:
     """
 
     def __init__(self, num_classes: int | None = None) -> None:
+        self.by_class = num_classes is not None
         # Rows: sum of p over positives, number of positives, the same two over negatives.
         self.sums = torch.zeros(4, num_classes or 1, dtype=torch.float64)
 
     def add(self, sums: Tensor) -> None:
-        """Adds (4, C), the rows of ``sums`` for one batch."""
-        sums = sums if self.sums.shape[1] > 1 else sums.sum(1, keepdim=True)
-        self.sums = self.sums.to(sums.device) + sums
+        """Adds what a pass over one batch found: sum of p over all, and number of all, in the last two rows."""
+        sums = sums.to(torch.float64)
+        sums = torch.cat([sums[:2], sums[2:] - sums[:2]])
+        self.sums = self.sums.to(sums.device) + (sums if self.by_class else sums.sum(1, keepdim=True))
 
     def take(self) -> Tensor:
         """Sums and counts over all processes since the last call, (4, C) or (4, 1); every process has to call it."""
@@ -275,13 +386,17 @@ class AsymmetricLoss(nn.Module):
         disable_torch_grad_focal_loss: the official code's name for ``detach_focusing``.
         debug: check the values of ``target`` on a GPU at every call, which synchronises it, instead of only at the
             first calls. On a CPU they are always checked. Unchecked values out of range give a NaN loss.
+        fused: True computes the loss in one kernel of torch.compile's, False in single operations, and None takes the
+            kernel on a GPU, and on a CPU from 8192 elements on, where torch.compile works. The first call waits some
+            seconds for the kernel.
 
     Raises:
         ValueError: an argument is out of its range.
     """
 
-    # So many calls of a training run are looked at for clipped negatives and, on a GPU, for targets out of range.
+    # So many calls of a training run are looked at for targets out of range, on a GPU, and for clipped negatives.
     CHECKED_CALLS = 100
+    CALLS_CHECKED_FOR_CLIPPING = 3
     # What AdaptiveAsymmetryHook adds to the state of the model.
     ADAPTIVE_STATE = ('gamma_neg', 'clip', 'probability_sums')
 
@@ -300,6 +415,7 @@ class AsymmetricLoss(nn.Module):
         eps: float | None = None,
         disable_torch_grad_focal_loss: bool | None = None,
         debug: bool = False,
+        fused: bool | None = None,
     ) -> None:
         super().__init__()
         for name, value in dict(gamma_pos=gamma_pos, gamma_neg=gamma_neg).items():
@@ -338,6 +454,7 @@ class AsymmetricLoss(nn.Module):
         self.reduction = reduction
         self.loss_weight = loss_weight
         self.debug = debug
+        self.fused = fused
         self._calls_left_to_check = self.CHECKED_CALLS
         self._statistics: list[ProbabilityStatistics] = []
 
@@ -396,8 +513,14 @@ class AsymmetricLoss(nn.Module):
         reduction = reduction_override or self.reduction
         self._check_shapes(pred, target)
         weight = self._elementwise_weight(pred, weight)
+        if reduction == 'sum' and avg_factor is not None:
+            raise ValueError("avg_factor of AsymmetricLoss cannot be used with reduction='sum'")
+        scale = self.loss_weight
+        if reduction == 'mean':
+            # As mmdet's weight_reduce_loss.
+            scale = scale / (max(pred.numel(), 1) if avg_factor is None else avg_factor + EPS)
         if not torch.compiler.is_compiling():
-            self._check_values(pred, target)
+            self._check_first_calls(pred, target)
         loss = asymmetric_loss(
             pred,
             target,
@@ -409,13 +532,14 @@ class AsymmetricLoss(nn.Module):
             ignore_index=self.ignore_index,
             detach_focusing=self.detach_focusing,
             reduction='none' if reduction == 'none' else 'sum',
+            scale=scale,
             statistics=self._statistics if self.training else (),
+            fused=self.fused,
         )
-        if reduction == 'mean' and avg_factor is None:
-            loss = loss / max(pred.numel(), 1)
-        else:
-            loss = weight_reduce_loss(loss, reduction=reduction, avg_factor=avg_factor)
-        return self.loss_weight * loss
+        # Labels out of range are NaN in the loss, which a CPU can look at.
+        if not torch.compiler.is_compiling() and loss.device.type == 'cpu' and not math.isfinite(loss.detach().sum()):
+            _check_labels(target, pred.shape[1], self.ignore_index)
+        return loss
 
     def _check_shapes(self, pred: Tensor, target: Tensor) -> None:
         if not torch.is_tensor(pred) or not pred.is_floating_point():
@@ -465,13 +589,14 @@ class AsymmetricLoss(nn.Module):
             raise ValueError('weight of AsymmetricLoss is a constant, but requires grad; pass weight.detach()')
         return weight if self.class_weight is None else weight * self.class_weight
 
-    def _check_values(self, pred: Tensor, target: Tensor) -> None:
+    def _check_first_calls(self, pred: Tensor, target: Tensor) -> None:
         first_calls = self._calls_left_to_check > 0
-        if target.numel() and (target.device.type == 'cpu' or first_calls or self.debug):
+        if target.numel() and target.device.type != 'cpu' and (first_calls or self.debug):
             _check_labels(target, pred.shape[1], self.ignore_index)
         if self.training and first_calls:
             self._calls_left_to_check -= 1
-            if self.clip > 0 and target.numel():
+            early = self.CHECKED_CALLS - self._calls_left_to_check <= self.CALLS_CHECKED_FOR_CLIPPING
+            if early and self.clip > 0 and target.numel():
                 self._warn_of_clipped_negatives(pred.detach(), target)
 
     def _warn_of_clipped_negatives(self, pred: Tensor, target: Tensor) -> None:

@@ -1,0 +1,296 @@
+"""The pass as plain arithmetic against the two terms and the float64 reference; as a kernel against both."""
+
+import itertools
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from asl_mmdet import AsymmetricLoss
+from asl_mmdet.models import asymmetric_loss as module
+from asl_mmdet.models.asymmetric_loss import ProbabilityStatistics, asymmetric_loss, eager_pass
+from asl_mmdet.models.one_pass import Setting, one_pass
+from tests.test_models.test_asymmetric_loss import case, gamma, value_and_grad
+
+ASL = Setting(0.0, 4.0, 0.05, None, -1, False, hard=False, statistics=None)
+FOCAL = Setting(2.0, 2.0, 0.0, 0.25, -1, False, hard=False, statistics=None)
+
+
+def assert_same(outcome, expected, rtol=1e-6, atol=1e-7):
+    for name in ('loss', 'grad', 'sums'):
+        torch.testing.assert_close(getattr(outcome, name), getattr(expected, name), rtol=rtol, atol=atol)
+
+
+@settings(max_examples=400)
+@given(
+    case,
+    gamma,
+    gamma,
+    st.sampled_from([0.0, 1e-3, 0.05, 0.2, 0.9]),
+    st.sampled_from([None, 0.25]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([None, 'total', 'class']),
+    st.sampled_from([torch.float64, torch.float32]),
+    st.floats(0.01, 100),
+)
+def test_plain_pass_equals_the_two_terms(
+    case, gamma_pos, gamma_neg, clip, alpha, detach_focusing, as_tensors, statistics, dtype, scale
+):
+    logits, target, _, _, weight = case
+    if weight is not None:
+        weight = weight.reshape(len(logits), max(weight.numel() // max(len(logits), 1), 1)).to(dtype)
+    hard = target.ndim == 1 or bool(((target == 0) | (target == 1) | (target == -1)).all())
+    setting = Setting(gamma_pos, gamma_neg, clip, alpha, -1, detach_focusing, hard, statistics)
+    tensors = (None, None)
+    if as_tensors:
+        setting = setting._replace(gamma_neg=None, clip=None)
+        tensors = (torch.full((logits.shape[1],), gamma_neg, dtype=dtype), torch.tensor(clip, dtype=dtype))
+    inputs = (logits.to(dtype), target, weight, torch.tensor(scale, dtype=dtype), *tensors)
+    exact = 1e-6 if dtype == torch.float32 else 1e-12
+    outcome = one_pass(setting, *inputs)
+    assert_same(outcome, eager_pass(setting, *inputs), 2 * exact, exact)
+    assert not outcome.odd
+    if hard:
+        assert_same(one_pass(setting._replace(hard=False), *inputs), outcome, 2 * exact, exact)
+
+
+@pytest.mark.parametrize('gamma_neg', [0.0, 0.3, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize('clip', [0.0, 1e-3, 0.05, 0.7])
+@pytest.mark.parametrize('hard', [True, False])
+def test_no_logit_is_too_large(gamma_neg, clip, hard):
+    logits = torch.tensor([-1e4, -104, -88, -17, -3, -2.9444, -1e-8, 0, 1e-8, 17, 88, 104, 1e4]).repeat(2, 1)
+    target = torch.tensor([0.0, 1.0])[:, None].expand_as(logits).contiguous()
+    setting = ASL._replace(gamma_pos=0.5, gamma_neg=gamma_neg, clip=clip, hard=hard)
+    outcome = one_pass(setting, logits, target, None, torch.tensor(1.0), None, None)
+    expected = eager_pass(setting, logits, target, None, torch.tensor(1.0), None, None)
+    assert outcome.grad.isfinite().all()
+    assert_same(outcome, expected)
+    assert (outcome.grad[0][logits[0].sigmoid() <= clip] == 0).all()
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+@pytest.mark.parametrize('hard', [True, False])
+def test_logits_that_are_no_numbers_are_not_hidden(value, hard):
+    logits = torch.tensor([[value, 0.5]])
+    for target in (torch.zeros(1, 2), torch.ones(1, 2), -torch.ones(1, 2)):
+        outcome = one_pass(ASL._replace(hard=hard), logits, target, None, torch.tensor(1.0), None, None)
+        assert outcome.loss.isnan() and outcome.grad[0, 0].isnan() and outcome.grad[0, 1].isfinite()
+
+
+def test_odd_labels_are_found_and_poisonous():
+    logits = torch.zeros(2, 3)
+    for target, hard, odd in (
+        (torch.tensor([[0.0, 1.0, 0.5], [0, 0, -1]]), True, True),
+        (torch.tensor([[0.0, 1.0, 0.5], [0, 0, -1]]), False, False),
+        (torch.tensor([[0.0, 1.0, 1.5], [0, 0, 0]]), False, True),
+        (torch.tensor([[0.0, float('nan'), 1.0], [0, 0, 0]]), False, True),
+        (torch.tensor([[0, 2, 1], [0, 0, 0]]), True, True),
+        (torch.tensor([3, -1]), True, False),
+        (torch.tensor([4, 0]), True, True),
+        (torch.tensor([-2, 0]), True, True),
+    ):
+        outcome = one_pass(ASL._replace(hard=hard), logits, target, None, torch.tensor(1.0), None, None)
+        assert outcome.odd.item() is odd and outcome.loss.isnan().item() is odd
+
+
+# ----------------------------------------------------------------------------------------------------------- the kernel
+
+
+def batch(rows, classes, kind, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(rows)
+    logits = (3 * torch.randn(rows, classes, generator=generator)).to(dtype)
+    labels = (torch.rand(rows, classes, generator=generator) < 0.1).float()
+    labels[:, 0] = -1
+    target = {
+        'dense': labels,
+        'integer': labels.to(torch.int8),
+        'soft': labels * 0.9,
+        'index': torch.randint(-1, classes + 1, (rows,), generator=generator),
+    }[kind]
+    return logits, target.where(target >= 0, -1) if kind == 'soft' else target
+
+
+@pytest.mark.parametrize(
+    'kind, dtype, kwargs',
+    [
+        ('dense', torch.float32, dict()),
+        ('soft', torch.float32, dict()),
+        ('index', torch.float32, dict(gamma_pos=1.0, gamma_neg=2.0, clip=0.0)),
+        ('integer', torch.bfloat16, dict(gamma_neg=0.0, clip=0.0)),
+        ('index', torch.float16, dict(gamma_pos=2.0, gamma_neg=2.0, clip=0.0, alpha=0.25)),
+        ('dense', torch.float64, dict(gamma_neg=2.5, clip=0.01, detach_focusing=True)),
+    ],
+)
+def test_kernel_equals_single_operations(kind, dtype, kwargs):
+    for rows, weighted in itertools.product((37, 120), (False, True)):
+        logits, target = batch(rows, 50, kind, dtype)
+        weight = torch.rand(rows) if weighted else None
+        fused, eager = (AsymmetricLoss(fused=choice, **kwargs) for choice in (True, False))
+        found, wanted = ProbabilityStatistics(), ProbabilityStatistics()
+        fused.observe(found)
+        eager.observe(wanted)
+        value, grad = value_and_grad(lambda z: fused(z, target, weight, avg_factor=7.0), logits, 3.0)
+        expected, expected_grad = value_and_grad(lambda z: eager(z, target, weight, avg_factor=7.0), logits, 3.0)
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-7)
+        half = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(dtype, 1e-6)
+        torch.testing.assert_close(grad, expected_grad, rtol=half, atol=1e-7 if half == 1e-6 else 1e-3)
+        torch.testing.assert_close(found.take(), wanted.take(), rtol=1e-5, atol=1e-5)
+
+
+def test_one_kernel_serves_every_number_of_rows_and_classes():
+    loss = AsymmetricLoss(fused=True, gamma_neg=3.0)
+    loss(*batch(40, 30, 'index'))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for rows, classes in ((41, 30), (300, 30), (7, 11), (1000, 80)):
+            logits, target = batch(rows, classes, 'index')
+            expected = AsymmetricLoss(fused=False, gamma_neg=3.0)(logits, target)
+            torch.testing.assert_close(loss(logits, target), expected, rtol=1e-6, atol=0)
+
+
+def test_values_that_a_hook_changes_need_no_new_kernel():
+    logits, target = batch(60, 20, 'dense')
+    loss, eager = AsymmetricLoss(fused=True), AsymmetricLoss(fused=False)
+    statistics = ProbabilityStatistics(20)
+    for one in (loss, eager):
+        one.make_adaptive('gamma_neg', (20,), torch.device('cpu'))
+    loss.observe(statistics)
+    loss(logits, target)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for value in (0.0, 0.7, 3.0):
+            for one in (loss, eager):
+                one.gamma_neg.fill_(value)
+            result, grad = value_and_grad(lambda z: loss(z, target), logits)
+            expected, expected_grad = value_and_grad(lambda z: eager(z, target), logits)
+            torch.testing.assert_close(result, expected, rtol=1e-6, atol=0)
+            torch.testing.assert_close(grad, expected_grad, rtol=1e-6, atol=1e-8)
+    p = logits.double().sigmoid()
+    sums = statistics.take() / 4
+    positive, negative = (target == 1).double(), (target == 0).double()
+    expected = torch.stack([(p * positive).sum(0), positive.sum(0), (p * negative).sum(0), negative.sum(0)])
+    torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'target, message',
+    [
+        (torch.tensor([0, 31]), 'holds 31: class indices'),
+        (torch.tensor([0, -2]), 'holds -2: class indices'),
+        (torch.full((2, 30), 1.5), 'holds 1.5: labels'),
+        (torch.full((2, 30), 2), 'holds 2: labels'),
+    ],
+)
+def test_bad_labels_are_named_by_the_kernel_too(target, message):
+    with pytest.raises(ValueError, match=message):
+        AsymmetricLoss(fused=True)(torch.zeros(2, 30), target)
+
+
+# --------------------------------------------------------------------------------------------------------- the backward
+
+
+@pytest.mark.parametrize('fused', [False, True])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_a_kept_graph_gives_the_same_gradient_again(fused, dtype):
+    logits, target = batch(30, 20, 'dense', dtype)
+    logits.requires_grad_()
+    loss = AsymmetricLoss(fused=fused)(logits, target, avg_factor=5.0)
+    (first,) = torch.autograd.grad(2 * loss, logits, retain_graph=True)
+    first = first.clone()
+    (again,) = torch.autograd.grad(2 * loss, logits, retain_graph=True)
+    (other,) = torch.autograd.grad(6 * loss, logits)
+    torch.testing.assert_close(again, first, rtol=1e-3 if dtype == torch.float16 else 1e-6, atol=0)
+    torch.testing.assert_close(other, 3 * first, rtol=4e-3 if dtype == torch.float16 else 1e-6, atol=1e-6)
+
+
+def test_the_usual_loss_scale_of_float16_does_not_overflow():
+    logits, target = batch(30, 20, 'dense', torch.float16)
+    loss = AsymmetricLoss()
+    _, grad = value_and_grad(lambda z: loss(z, target, avg_factor=30.0), logits, 65536.0)
+    _, exact = value_and_grad(lambda z: loss(z, target, avg_factor=30.0), logits.double(), 65536.0)
+    assert grad.isfinite().all()
+    torch.testing.assert_close(grad.double(), exact, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('fused', [False, True])
+@pytest.mark.parametrize('kind', ['dense', 'index'])
+def test_one_tensor_of_the_logits_size_is_kept_for_the_backward_pass(fused, kind):
+    logits, target = batch(64, 50, kind)
+    kept = {}
+    logits.requires_grad_()
+
+    def pack(tensor):
+        if tensor.data_ptr() not in (logits.data_ptr(), target.data_ptr()):
+            kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        AsymmetricLoss(fused=fused)(logits, target, torch.ones(64), avg_factor=3.0).backward()
+    assert sum(kept.values()) <= logits.numel() + 2 * len(logits)
+
+
+class Allocated(TorchDispatchMode):
+    """Counts the operations that return a new tensor of so many elements."""
+
+    def __init__(self, numel):
+        super().__init__()
+        self.numel, self.count = numel, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        is_new = not func._schema.is_mutable and 'detach' not in str(func)
+        if torch.is_tensor(result) and result.numel() == self.numel and is_new:
+            self.count += 1
+        return result
+
+
+def test_the_backward_pass_makes_no_tensor():
+    logits, target = batch(64, 50, 'dense')
+    logits.requires_grad_()
+    loss = AsymmetricLoss()(logits, target, avg_factor=3.0)
+    with Allocated(logits.numel()) as mode:
+        (2 * loss).backward()
+    assert mode.count == 0 and logits.grad is not None
+
+
+# ----------------------------------------------------------------------------------------------------------- the choice
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    def fail(*args):
+        raise RuntimeError('no g++\nlong story')
+
+    monkeypatch.setattr(module, 'compiled_pass', fail)
+    monkeypatch.setattr(module, '_WITHOUT_COMPILER', set())
+
+
+def test_without_a_compiler_single_operations_serve_and_say_so_once(no_compiler):
+    logits, target = batch(500, 40, 'dense')
+    loss = AsymmetricLoss()
+    with pytest.warns(UserWarning, match=r'torch.compile does not work on cpu here \(RuntimeError: no g\+\+\)'):
+        value = loss(logits, target)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert loss(logits, target) == value == AsymmetricLoss(fused=False)(logits, target)
+        loss(*batch(10, 10, 'dense'))
+
+
+def test_a_kernel_that_is_insisted_on_fails_without_a_compiler(no_compiler):
+    with pytest.raises(RuntimeError, match='no g'):
+        AsymmetricLoss(fused=True)(*batch(10, 10, 'dense'))
+
+
+def test_small_batches_do_without_a_kernel(no_compiler):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        AsymmetricLoss()(*batch(10, 10, 'dense'))
+
+
+def test_the_function_takes_the_same_choice():
+    logits, target = batch(37, 50, 'dense')
+    values = [asymmetric_loss(logits, target, fused=fused, scale=0.5).item() for fused in (True, False)]
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+    assert values[1] == pytest.approx(0.5 * asymmetric_loss(logits, target, reduction='none').sum().item(), rel=1e-6)
