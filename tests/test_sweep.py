@@ -230,6 +230,9 @@ def test_a_wrong_key_is_refused_before_any_run(wrong, message, grid_file, tmp_pa
             r"'b' of paper\['m'\] is none of: a",
         ),
         ("base = 'a.py'\nmetric = 'm'\ngrid = {'a': 3}", 'a of grid is 3; write a list of values'),
+        ("base = 'a.py'\nmetric = 'm'\nruns = {}", 'there is no setting in it'),
+        ("base = 'a.py'\nmetric = 'm'\nruns = {'a': {}}\nlines = 'g'", "lines = 'g' wants an x beside it"),
+        ("base = 'a.py'\nmetric = 'm'\nruns = {'a': {'h.+A': 1}}", r"h.\+A is 1 in 'a'; write a dict of its arguments"),
         ('base = ', 'cannot be read: .*Error'),
     ],
 )
@@ -331,6 +334,9 @@ def test_mean_and_spread_are_those_by_hand():
     assert sweep.mean_and_spread(ROWS, 'a', 'mAP') == (83.0, 3.0)
     mean, spread = sweep.mean_and_spread(ROWS, 'b', 'mAP')
     assert mean == 90.5 and spread != spread
+    diverged = [dict(name='d', mAP=value) for value in (80.0, float('nan'))]
+    assert sweep.as_csv(diverged) == 'name,mAP\nd,80.0\nd,nan\n'
+    assert all(value != value for value in sweep.mean_and_spread(diverged, 'd', 'mAP'))
     assert sweep.mean_and_spread(ROWS, 'c', 'mAP') is None and sweep.mean_and_spread(ROWS, 'b', 'gap') is None
 
 

@@ -32,7 +32,6 @@ import os
 import queue
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -45,6 +44,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import mmdet.registry
+import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -131,14 +131,22 @@ def load_grid(path: Path) -> Grid:
     for key, values in content.get('grid', {}).items():
         if not isinstance(values, (list, tuple)) or not values:
             raise SweepError(f'{path}: {key} of grid is {values!r}; write a list of values')
-    if not isinstance(content.get('seeds', []), list) or not all(isinstance(i, int) for i in content.get('seeds', [])):
-        raise SweepError(f'{path}: seeds = {content["seeds"]!r}; write a list of whole numbers')
-    for name, overrides in {**content.get('runs', {}), **content.get('paper', {})}.items():
+    seeds = content.get('seeds', [0])
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
+        raise SweepError(f'{path}: seeds = {seeds!r}; write a list of whole numbers')
+    if 'lines' in content and 'x' not in content:
+        raise SweepError(f'{path}: lines = {content["lines"]!r} wants an x beside it')
+    for name, overrides in [*content.get('runs', {}).items(), *content.get('paper', {}).items()]:
         if not isinstance(overrides, dict):
             raise SweepError(f'{path}: {name!r} has {overrides!r} where a dict is wanted')
     runs = content['runs'] if 'runs' in content else combinations(content['grid'])
     settings = {name: {**flat(content.get('common', {})), **flat(overrides)} for name, overrides in runs.items()}
-    for name in settings:
+    if not settings:
+        raise SweepError(f'{path}: there is no setting in it')
+    for name, overrides in settings.items():
+        for key, value in overrides.items():
+            if re.search(r'\.\+\w+$', key) and value != {}:
+                raise SweepError(f'{path}: {key} is {value!r} in {name!r}; write a dict of its arguments')
         if not name or name.startswith('.') or '/' in name:
             raise SweepError(f'{path}: the setting {name!r} names a folder, without / and without a leading dot')
     for column, figures in content.get('paper', {}).items():
@@ -147,7 +155,7 @@ def load_grid(path: Path) -> Grid:
     return Grid(
         base=content['base'],
         metric=content['metric'],
-        seeds=tuple(content.get('seeds', (0,))),
+        seeds=tuple(seeds),
         settings=settings,
         x=content.get('x'),
         lines=content.get('lines'),
@@ -364,9 +372,7 @@ def resume_point(folder: Path, last_step: int) -> Path | None:
     if (last := checkpoint_step(folder)) is None:
         return None
     steps = {int(path.stem.split('_')[1]): path for path in folder.glob(f'{last[0]}_*.pth')}
-    return max(((step, path) for step, path in steps.items() if step <= last[1] and step < last_step), default=[None])[
-        -1
-    ]
+    return steps.get(max((step for step in steps if step <= last[1] and step < last_step), default=None))
 
 
 def train(
@@ -451,11 +457,12 @@ def execute(
     lock.flush()
     while process.poll() is None:
         if stop.wait(0.2):
-            for number in (signal.SIGTERM, signal.SIGKILL):
+            # torch's launcher has its processes in groups of their own, and takes up to 30 seconds to end them.
+            for number, seconds in ((signal.SIGTERM, 40), (signal.SIGKILL, 5)):
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=5)
+                    process.wait(seconds)
             return None
     return process.returncode
 
@@ -517,6 +524,8 @@ def train_all(
         place = free.get()
         try:
             return 'stopped' if stop.is_set() else train(run, processes, place, stop, console.print)
+        except OSError as error:
+            return str(error)
         finally:
             free.put(place)
 
@@ -592,7 +601,7 @@ def mean_and_spread(rows: Sequence[dict[str, Any]], name: str, column: str) -> t
     values = [row[column] for row in rows if row['name'] == name and column in row]
     if not values:
         return None
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else float('nan')
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
 def as_markdown(rows: Sequence[dict[str, Any]], grid: Grid, title: str, base: str) -> str:
@@ -789,7 +798,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
         return sweep(args)
-    except SweepError as error:
+    except (SweepError, OSError) as error:
         print(f'sweep: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
