@@ -136,6 +136,7 @@ def test_the_tables_and_the_plot_hold_the_finished_runs(killed_and_started_again
     assert all(0 < float(row['multi-label/mAP']) <= 100 and row['ema/multi-label/mAP'] for row in rows)
     table = (work / 'results.md').read_text()
     assert '| setting | seeds | multi-label/mAP | multi-label/mAP (paper) |' in table and table in again.stdout
+    assert 'with `train_dataloader.dataset.data_root=' in table and f'`train_cfg.max_epochs={EPOCHS}`' in table
     assert re.search(r'\| asl \| 2 \| [\d.]+ ± [\d.]+ \| 86.6 \|', table) and '| broken | 0 |  |  |' in table
     assert (work / 'results.png').read_bytes().startswith(b'\x89PNG')
 

@@ -604,7 +604,7 @@ def mean_and_spread(rows: Sequence[dict[str, Any]], name: str, column: str) -> t
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
-def as_markdown(rows: Sequence[dict[str, Any]], grid: Grid, title: str, base: str) -> str:
+def as_markdown(rows: Sequence[dict[str, Any]], grid: Grid, title: str, made_from: str) -> str:
     """One row a setting; the paper's figures in columns that say so."""
     finals = [key for key in columns_of(rows) if key.rpartition('/')[2] in ('gamma_neg', 'gap')]
     columns = list(dict.fromkeys([grid.metric, *finals, *grid.paper]))
@@ -624,7 +624,7 @@ def as_markdown(rows: Sequence[dict[str, Any]], grid: Grid, title: str, base: st
             if column in grid.paper:
                 cells.append(str(grid.paper[column].get(name, '')))
         lines.append('| ' + ' | '.join(cells) + ' |')
-    notes = f'`{base}`. Mean ± sample standard deviation over the seeds.'
+    notes = f'{made_from}. Mean ± sample standard deviation over the seeds.'
     if grid.paper:
         notes += " Columns marked (paper) hold the paper's figures, which were not measured here."
     return '\n'.join([f'# {title}', '', notes, '', *lines, ''])
@@ -758,7 +758,9 @@ def sweep(args: argparse.Namespace) -> int:
             )
         return 0
 
-    origin_base = runs[0].origin['base']
+    made_from = f'`{runs[0].origin["base"]}`'
+    if args.cfg_options:
+        made_from += ' with ' + ', '.join(f'`{key}={value}`' for key, value in args.cfg_options.items())
 
     def report() -> None:
         rows = collect(runs, swept)
@@ -766,7 +768,7 @@ def sweep(args: argparse.Namespace) -> int:
             return
         title = args.grid.stem
         write_whole(args.work_dir / 'results.csv', as_csv(rows))
-        write_whole(args.work_dir / 'results.md', as_markdown(rows, grid, title, origin_base))
+        write_whole(args.work_dir / 'results.md', as_markdown(rows, grid, title, made_from))
         write_whole(args.work_dir / 'results.png', plot(rows, grid, swept, title))
 
     faults = []
