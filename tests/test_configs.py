@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 CONFIGS = sorted(
     str(path.relative_to(ROOT / 'configs'))
     for path in (ROOT / 'configs').glob('*/*.py')
-    if path.parent.name != '_base_'
+    if not path.parent.name.startswith('_')
 )
 CLASSIFICATION = [name for name in CONFIGS if name.split('/')[0] in ('multi_label', 'single_label')]
 DETECTION = [name for name in CONFIGS if name.split('/')[0] in ('fcos', 'atss')]
