@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 CONFIGS = sorted(
     str(path.relative_to(ROOT / 'configs'))
     for path in (ROOT / 'configs').glob('*/*.py')
-    if path.parent.name != '_base_'
+    if not path.parent.name.startswith('_')
 )
 CLASSIFICATION = [name for name in CONFIGS if name.split('/')[0] in ('multi_label', 'single_label')]
 DETECTION = [name for name in CONFIGS if name.split('/')[0] in ('fcos', 'atss')]
@@ -151,7 +151,7 @@ def test_a_detection_config_trains_a_step_and_evaluates(name, coco_folder, shape
     cfg.work_dir = str(tmp_path)
     cfg.model.backbone.init_cfg = None
     cfg.model.test_cfg.update(score_thr=0.0, nms_pre=50)
-    on_shapes = name.endswith('_shapes.py')
+    on_shapes = 'shapes' in name
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.update(batch_size=2, num_workers=0, persistent_workers=False)
         loader.dataset.data_root = f'{shapes if on_shapes else coco_folder}/'
@@ -189,9 +189,7 @@ def test_a_classification_config_trains_and_evaluates(name, data_folder, shapes,
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.update(batch_size=1, num_workers=0, persistent_workers=False)
         folder = loader.dataset.data_root
-        loader.dataset.data_root = (
-            f'{shapes}/' if name.endswith('_shapes.py') else folder.replace('data', str(data_folder), 1)
-        )
+        loader.dataset.data_root = f'{shapes}/' if 'shapes' in name else folder.replace('data', str(data_folder), 1)
         loader.dataset.pop('expected_images', None)
         if 'holdout' in loader.dataset:
             loader.dataset.holdout.fraction = 0.5

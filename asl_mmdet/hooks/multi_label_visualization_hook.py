@@ -60,11 +60,12 @@ def draw_class_ap(class_ap: dict[str, float], max_classes: int = 100) -> np.ndar
     bars = axes.barh(range(len(lowest)), [ap for _, ap in lowest], height=0.8)
     axes.bar_label(bars, fmt='%.1f', padding=3, fontsize=8)
     mean = sum(class_ap.values()) / len(class_ap)
-    axes.axvline(mean, color='black', linestyle=':', label=f'mAP {mean:.1f}')
-    left_out = f', the lowest {len(lowest)} of {len(class_ap):,} classes' if len(lowest) < len(class_ap) else ''
-    axes.set(xlim=(0, 107), ylim=(-0.7, len(lowest) - 0.3), xlabel='%', title=f'Average precision by class{left_out}')
+    axes.axvline(mean, color='black', linestyle=':', zorder=0)
+    title = f'Average precision by class, mAP {mean:.1f}'
+    if len(lowest) < len(class_ap):
+        title += f', the lowest {len(lowest)} of {len(class_ap):,} classes'
+    axes.set(xlim=(0, 107), ylim=(-0.7, len(lowest) - 0.3), xlabel='%', title=title)
     # A name may hold a $, which is no formula.
     axes.set_yticks(range(len(lowest)), [name.replace('$', r'\$') for name, _ in lowest], fontsize=8)
-    axes.legend(loc='lower right')
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

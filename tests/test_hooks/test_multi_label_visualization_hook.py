@@ -72,7 +72,7 @@ def pictures_of(folder, pattern):
 def test_an_evaluation_ends_with_a_bar_for_each_class(stub, tmp_path, bars, method):
     stub.message_hub.update_info('iter', 30)
     getattr(MultiLabelVisualizationHook(draw=True), method)(stub, METRICS)
-    assert bars == dict(lengths=[30.0, 80.0], names=['A/B', 'dog'], title='Average precision by class')
+    assert bars == dict(lengths=[30.0, 80.0], names=['A/B', 'dog'], title='Average precision by class, mAP 55.0')
     assert pictures_of(tmp_path, 'vis_data/vis_image/*') == ['multi-label_AP_30.png']
     picture = cv2.imread(str(tmp_path / 'vis_data/vis_image/multi-label_AP_30.png'))
     assert picture.shape[1] == 800 and picture.mean() < 250
@@ -88,7 +88,7 @@ def test_no_chart_without_values_by_class_or_without_draw(stub, tmp_path, bars):
 def test_a_chart_of_many_classes_shows_the_lowest(bars):
     short = draw_class_ap({f'c{i}': float(i) for i in range(30)}, max_classes=3)
     assert bars['lengths'] == [0.0, 1.0, 2.0]
-    assert bars['title'] == 'Average precision by class, the lowest 3 of 30 classes'
+    assert bars['title'] == 'Average precision by class, mAP 14.5, the lowest 3 of 30 classes'
     assert draw_class_ap({f'c{i}': float(i) for i in range(30)}).shape[0] > 2 * short.shape[0]
 
 
