@@ -1,0 +1,131 @@
+"""Time of forward and backward pass of AsymmetricLoss and other losses, as multiples of torch's binary cross-entropy.
+
+All take turns in one process; a figure is the median over the rounds. On a CPU only the ratios mean something. Peers
+that are not installed come from a file, as --peer official=losses.py:AsymmetricLoss.
+"""
+
+import argparse
+import importlib.util
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from mmdet.models import FocalLoss
+from rich.progress import track
+from torch import Tensor, nn
+
+from asl_mmdet import AsymmetricLoss
+
+DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
+
+
+def load_peer(text: str) -> tuple[str, nn.Module]:
+    name, _, place = text.partition('=')
+    path, _, attribute = place.rpartition(':')
+    if not (name and attribute and Path(path).is_file()):
+        raise argparse.ArgumentTypeError(f'{text}: write NAME=FILE.py:CLASS with a file that exists')
+    spec = importlib.util.spec_from_file_location(f'peer_{name}', path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    if not hasattr(module, attribute):
+        raise argparse.ArgumentTypeError(f'{text}: {path} has no {attribute}')
+    return name, getattr(module, attribute)()
+
+
+def size(text: str) -> tuple[int, int]:
+    rows, _, classes = text.partition('x')
+    if not (rows.isdigit() and classes.isdigit()):
+        raise argparse.ArgumentTypeError(f'{text}: write ROWSxCLASSES, such as 128x80')
+    return int(rows), int(classes)
+
+
+def contestants(
+    logits: Tensor, labels: Tensor, indices: Tensor, peers: list[tuple[str, nn.Module]]
+) -> dict[str, Callable[[], Tensor]]:
+    """What is timed, by name: functions that return a loss to run backward from."""
+    rows = len(logits)
+    found = {
+        'BCE': lambda: F.binary_cross_entropy_with_logits(logits.float(), labels),
+        'mmdet FocalLoss': lambda: FocalLoss()(logits, labels.long(), avg_factor=rows),
+    }
+    for name, fused in (('fused', True), ('single operations', False)):
+        loss = AsymmetricLoss(fused=fused)
+        found[f'ASL, {name}'] = lambda loss=loss: loss(logits, labels, avg_factor=rows)
+        found[f'ASL, {name}, indices'] = lambda loss=loss: loss(logits, indices, avg_factor=rows)
+    for name, peer in peers:
+        found[name] = lambda peer=peer: peer(logits, labels)
+    return found
+
+
+def median_times(functions: dict[str, Callable[[], Tensor]], logits: Tensor, rounds: int) -> dict[str, float]:
+    """Seconds of one forward and backward pass."""
+
+    def once(function):
+        logits.grad = None
+        function().backward()
+
+    def timed(function, repeats):
+        if logits.is_cuda:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            once(function)
+        if logits.is_cuda:
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / repeats
+
+    for function in functions.values():
+        for _ in range(4):
+            once(function)
+    # A small batch takes less than the clock resolves well.
+    repeats = {name: max(1, round(2e-3 / timed(function, 1))) for name, function in functions.items()}
+    times = {name: [] for name in functions}
+    for _ in track(range(rounds), description=f'{tuple(logits.shape)}'):
+        for name, function in functions.items():
+            times[name].append(timed(function, repeats[name]))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--sizes', type=size, nargs='+', default=[(128, 80), (128, 5400), (44000, 80)])
+    parser.add_argument('--dtypes', choices=DTYPES, nargs='+', default=['float32'])
+    parser.add_argument('--peer', type=load_peer, action='append', default=[], metavar='NAME=FILE.py:CLASS')
+    parser.add_argument('--rounds', type=int, default=31)
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    columns, first_calls = {}, {}
+    for dtype in args.dtypes:
+        for rows, classes in args.sizes:
+            generator = torch.Generator().manual_seed(0)
+            logits = torch.randn(rows, classes, generator=generator).to(args.device, DTYPES[dtype]).requires_grad_()
+            labels = (torch.rand(rows, classes, generator=generator) < 0.03).float().to(args.device)
+            indices = torch.randint(0, classes + 1, (rows,), generator=generator).to(args.device)
+            functions = contestants(logits, labels, indices, args.peer)
+            for name, function in functions.items():
+                start = time.perf_counter()
+                function().backward()
+                first_calls.setdefault(name, time.perf_counter() - start)
+            columns[f'{rows} x {classes}, {dtype}'] = median_times(functions, logits, args.rounds)
+
+    print(
+        f'\nForward and backward pass, multiples of BCE; {args.device}, {args.threads} threads, torch {torch.__version__}'
+    )
+    print('| loss | ' + ' | '.join(columns) + ' | first call, s |')
+    print('|' + '---|' * (len(columns) + 2))
+    for name, first in first_calls.items():
+        cells = [f'{times[name] / times["BCE"]:.2f}' for times in columns.values()]
+        print(f'| {name} | ' + ' | '.join(cells) + f' | {first:.1f} |')
+    print('| BCE, ms | ' + ' | '.join(f'{1e3 * times["BCE"]:.3f}' for times in columns.values()) + ' | |')
+
+
+if __name__ == '__main__':
+    main()
