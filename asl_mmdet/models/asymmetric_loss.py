@@ -16,7 +16,7 @@ from mmengine.dist import all_reduce
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from .one_pass import Outcome, Setting, compiled_pass, one_pass
+from .one_pass import Outcome, Setting, compiled_pass, one_pass, power
 
 
 def positive_term(logits: Tensor, gamma_pos: float, detach_focusing: bool = False) -> tuple[Tensor, Tensor]:
@@ -53,7 +53,9 @@ def negative_term(
 
 def _positive_term(z: Tensor, q: Tensor, gamma_pos: float, detach_focusing: bool) -> tuple[Tensor, Tensor]:
     log_p = F.logsigmoid(z)
-    focusing = q**gamma_pos
+    if gamma_pos == 0:
+        return -log_p, -q
+    focusing = power(q, gamma_pos)
     slope = -q if detach_focusing else gamma_pos * (1 - q) * log_p - q
     return -focusing * log_p, focusing * slope
 
@@ -76,7 +78,7 @@ def _negative_term(
         log_1_minus_p_m = torch.where(z > 0, log_of_large_p, torch.log1p(-p_m))
     # Eq. 8 with (1 - p) / (1 - p_m) as `share`, which has a limit at p = 1 where both are 0.
     slope = share if detach_focusing else share - gamma_neg * q * (log_1_minus_p_m / p_m)
-    focusing = p_m**gamma_neg
+    focusing = p_m**gamma_neg if torch.is_tensor(gamma_neg) else power(p_m, gamma_neg)
     # p_m == 0, and not p_m <= 0 or the like: NaN has to come through.
     return -focusing * log_1_minus_p_m, (focusing * p * slope).masked_fill(p_m == 0, 0)
 
@@ -90,10 +92,22 @@ def eager_pass(
     gamma_neg: Tensor | None,
     clip: Tensor | None,
 ) -> Outcome:
-    """``one_pass`` by the two terms above, one operation after the other."""
-    loss, grad, p, y, known = _elements(setting, logits, targets, weight, gamma_neg, clip)
-    sums = _probability_sums(setting.statistics, p, y, known, weight)
-    return Outcome(loss.sum() * scale, (grad * scale).to(logits.dtype), loss.new_zeros((), dtype=torch.bool), sums)
+    """``one_pass`` by the two terms above, one operation after the other.
+
+    On a CPU it goes from block to block of rows, so that what lies between two operations stays in the cache.
+    """
+    rows, num_classes = logits.shape
+    step = max(1, BLOCK // num_classes) if logits.device.type == 'cpu' else max(rows, 1)
+    grad = torch.empty_like(logits)
+    loss, sums = 0, 0
+    for start in range(0, max(rows, 1), step):
+        part = slice(start, start + step)
+        part_weight = weight[part] if weight is not None and weight.ndim == 2 and len(weight) == rows else weight
+        part_loss, part_grad, *known = _elements(setting, logits[part], targets[part], part_weight, gamma_neg, clip)
+        loss = loss + part_loss.sum()
+        sums = sums + _probability_sums(setting.statistics, *known, part_weight)
+        grad[part] = part_grad.mul_(scale)
+    return Outcome(loss * scale, grad, loss.new_zeros((), dtype=torch.bool), sums)
 
 
 def _elements(
@@ -110,7 +124,9 @@ def _elements(
     gamma_neg = setting.gamma_neg if gamma_neg is None else gamma_neg
     clip = setting.clip if clip is None else clip
     pos_weight, neg_weight = (1.0, 1.0) if setting.alpha is None else (setting.alpha, 1 - setting.alpha)
-    loss, grad = (neg_weight * term for term in _negative_term(z, p, q, gamma_neg, clip, setting.detach_focusing))
+    loss, grad = _negative_term(z, p, q, gamma_neg, clip, setting.detach_focusing)
+    if setting.alpha is not None:
+        loss, grad = neg_weight * loss, neg_weight * grad
     known = targets != setting.ignore_index
     if targets.ndim == 1:
         num_classes = z.shape[1]
@@ -197,6 +213,8 @@ def _choose_pass(logits: Tensor, fused: bool | None) -> Callable[..., Outcome]:
 
 
 EPS = torch.finfo(torch.float32).eps
+# Elements of a block: with what is made of them, about what a core's cache holds.
+BLOCK = 65536
 _WITHOUT_COMPILER: set[str] = set()
 # Elements from which on a CPU gains by the kernel; below, an eager pass takes less than a millisecond.
 WORTH_COMPILING = 8192

@@ -98,12 +98,12 @@ def terms(
                 share = torch.where(clip > 0, share, 1.0)
     log_p = z.clamp(max=0) - log_1_plus_e
 
-    focusing = _power(q, gamma_pos)
+    focusing = power(q, gamma_pos)
     slope = -q if detach_focusing else gamma_pos * p * log_p - q
     positive, positive_slope = -focusing * log_p, focusing * slope
 
     if isinstance(gamma_neg, float) and gamma_neg >= 1 and gamma_neg == int(gamma_neg):
-        below = _power(p_m, gamma_neg - 1)
+        below = power(p_m, gamma_neg - 1)
         focusing, ratio = below * p_m, below * log_n
         negative = -p_m * ratio
         negative_slope = focusing * share if detach_focusing else focusing * share - gamma_neg * q * ratio
@@ -116,7 +116,7 @@ def terms(
     return positive, positive_slope, negative, p * negative_slope, p
 
 
-def _power(x: Tensor, exponent: float) -> Tensor | float:
+def power(x: Tensor, exponent: float) -> Tensor | float:
     """x ** exponent, by multiplications for whole exponents up to 16."""
     if not (exponent == int(exponent) and exponent <= 16):
         return x**exponent

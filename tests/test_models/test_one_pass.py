@@ -24,7 +24,7 @@ def assert_same(outcome, expected, rtol=1e-6, atol=1e-7):
         torch.testing.assert_close(getattr(outcome, name), getattr(expected, name), rtol=rtol, atol=atol)
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(
     case,
     gamma,
@@ -51,11 +51,13 @@ def test_plain_pass_equals_the_two_terms(
         tensors = (torch.full((logits.shape[1],), gamma_neg, dtype=dtype), torch.tensor(clip, dtype=dtype))
     inputs = (logits.to(dtype), target, weight, torch.tensor(scale, dtype=dtype), *tensors)
     exact = 1e-6 if dtype == torch.float32 else 1e-12
+    # With soft labels two terms of this size may cancel.
+    atol = exact * max(1.0, scale)
     outcome = one_pass(setting, *inputs)
-    assert_same(outcome, eager_pass(setting, *inputs), 2 * exact, exact)
+    assert_same(outcome, eager_pass(setting, *inputs), 2 * exact, atol)
     assert not outcome.odd
     if hard:
-        assert_same(one_pass(setting._replace(hard=False), *inputs), outcome, 2 * exact, exact)
+        assert_same(one_pass(setting._replace(hard=False), *inputs), outcome, 2 * exact, atol)
 
 
 @pytest.mark.parametrize('gamma_neg', [0.0, 0.3, 1.0, 2.0, 4.0])

@@ -116,9 +116,7 @@ def main() -> None:
                 first_calls.setdefault(name, time.perf_counter() - start)
             columns[f'{rows} x {classes}, {dtype}'] = median_times(functions, logits, args.rounds)
 
-    print(
-        f'\nForward and backward pass, multiples of BCE; {args.device}, {args.threads} threads, torch {torch.__version__}'
-    )
+    print(f'\nForward and backward pass, multiples of BCE; {args.device}, {args.threads} threads, {torch.__version__}')
     print('| loss | ' + ' | '.join(columns) + ' | first call, s |')
     print('|' + '---|' * (len(columns) + 2))
     for name, first in first_calls.items():
