@@ -7,14 +7,16 @@ from pycocotools.coco import COCO
 from tests.conftest import run_tool
 
 
-def test_the_same_arguments_give_the_same_files(shapes, tmp_path):
-    assert run_tool('tools/make_shapes.py', tmp_path, '--train', 16, '--val', 6, '--size', 64).returncode == 0
-    files = sorted(path.relative_to(shapes) for path in shapes.rglob('*') if path.is_file())
-    assert len(files) == 24
-    assert all((shapes / file).read_bytes() == (tmp_path / file).read_bytes() for file in files)
-    other = tmp_path / 'other'
-    run_tool('tools/make_shapes.py', other, '--train', 16, '--val', 6, '--size', 64, '--seed', 1)
-    assert (other / 'annotations/train.json').read_bytes() != (shapes / 'annotations/train.json').read_bytes()
+def test_the_same_arguments_give_the_same_files(tmp_path):
+    folders = [tmp_path / name for name in ('one', 'two', 'other')]
+    for folder, seed in zip(folders, (0, 0, 1)):
+        command = ['tools/make_shapes.py', folder, '--train', 16, '--val', 6, '--size', 64, '--seed', seed]
+        assert run_tool(*command).returncode == 0
+    one, two, other = folders
+    files = sorted(path.relative_to(one) for path in one.rglob('*') if path.is_file())
+    assert len(files) == 24 == len([path for path in two.rglob('*') if path.is_file()])
+    assert all((one / file).read_bytes() == (two / file).read_bytes() for file in files)
+    assert (other / 'annotations/train.json').read_bytes() != (one / 'annotations/train.json').read_bytes()
 
 
 def test_annotations_are_coco_and_fit_the_pictures(tmp_path):

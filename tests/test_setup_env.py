@@ -316,6 +316,11 @@ def started(folder):
     raise AssertionError('the command never started')
 
 
+def heed_ctrl_c():
+    """A shell starts what runs in its background deaf to it, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize('sent', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_command_ends_with_whoever_ran_it(sent, tmp_path):
     """kill -9 of the set-up must not leave compilers at work for ten minutes."""
@@ -331,6 +336,7 @@ def test_command_ends_with_whoever_ran_it(sent, tmp_path):
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        preexec_fn=heed_ctrl_c,
     )
     pids = started(tmp_path)
     assert all(map(is_running, pids))
@@ -366,6 +372,7 @@ def test_ended_from_outside_it_ends_like_after_ctrl_c(sent, tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=dict(os.environ, ASL_MMDET_CACHE=str(tmp_path)),
+            preexec_fn=heed_ctrl_c,
         )
         assert process.stdout.readline().decode() == f'waiting for another process that is at work on {env}\n'
         process.send_signal(sent)
