@@ -17,7 +17,7 @@ def test_every_line_of_the_log_has_the_means_of_its_batch(run_batches):
     _, scalars = run_batches(BATCHES, GAP)
     assert scalars['p_t_pos'] == pytest.approx([0.7, 0.3])
     assert scalars['p_t_neg'] == pytest.approx([1 - 1.3 / 4, 1 - 1.1 / 2])
-    assert scalars['gap'] == pytest.approx([0.7 - 1 + 1.3 / 4, 0.3 - 1 + 1.1 / 2])
+    assert scalars['gap'] == pytest.approx([0.7 - 1 + 1.3 / 4, 0.3 - 1 + 1.1 / 2], abs=1e-6)
 
 
 def test_several_batches_are_pooled_not_averaged(run_batches):
@@ -41,7 +41,7 @@ def test_a_line_without_positives_has_no_gap(run_batches):
 def test_the_probabilities_are_those_of_cross_entropy_and_focal_loss_too(run_batches):
     for i, loss in enumerate((AsymmetricLoss(gamma_neg=0, clip=0), AsymmetricLoss(2, 2, 0, alpha=0.25))):
         _, scalars = run_batches(BATCHES[:1], GAP, loss, work_dir=str(i))
-        assert scalars['gap'] == pytest.approx([0.7 - 1 + 1.3 / 4])
+        assert scalars['gap'] == pytest.approx([0.7 - 1 + 1.3 / 4], abs=1e-6)
 
 
 class TwoHeads(nn.Module):
@@ -55,7 +55,7 @@ class TwoHeads(nn.Module):
 
 def test_several_losses_are_told_apart_by_their_place(run_batches):
     _, scalars = run_batches(BATCHES[:1], GAP, TwoHeads())
-    assert scalars['loss_cls.one/gap'] == pytest.approx([0.7 - 1 + 1.3 / 4])
+    assert scalars['loss_cls.one/gap'] == pytest.approx([0.7 - 1 + 1.3 / 4], abs=1e-6)
     # The second loss sees 1 - p.
     assert scalars['loss_cls.two/p_t_pos'] == pytest.approx([0.3])
     assert scalars['loss_cls.two/p_t_neg'] == pytest.approx([1.3 / 4])
