@@ -5,6 +5,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from asl_mmdet.checkpoint import admit_runner_checkpoints, read_checkpoint
 from asl_mmdet.hooks import AdaptiveAsymmetryHook
 from asl_mmdet.models import AsymmetricLoss
 from tests.conftest import ROOT
@@ -60,12 +61,13 @@ def test_accumulated_batches_are_one_step(run_batches):
 def test_every_class_has_its_own_gamma(run_batches):
     """The second batch has no positive of class 1: that one stands still, and its average does not decay."""
     hook = adaptive(target=0.1, step=2.0, per_class=True, decay=0.5)
-    runner, scalars = run_batches([*BATCHES, BATCHES[0]], hook)
+    third = ([[0.9, 0.2], [0.4, 0.7], [0.1, 0.6]], BATCHES[0][1])
+    runner, scalars = run_batches([*BATCHES, third], hook)
     # Class 0: p+ 0.9, p- of 0.4, 0.1; then p+ 0.3 and no negative beside half of those.
     gaps_0 = [0.9 - (1 - 0.5 / 2), (0.45 + 0.3) / 1.5 - (1 - 0.25 / 1)]
     gaps_0.append((0.375 + 0.9) / 1.75 - (1 - (0.125 + 0.5) / 2.5))
-    # Class 1: p+ 0.5, p- of 0.2, 0.6, twice.
-    gaps_1 = [0.5 - (1 - 0.8 / 2), (0.25 + 0.5) / 1.5 - (1 - (0.4 + 0.8) / 3)]
+    # Class 1: p+ 0.5, p- of 0.2, 0.6; then p+ 0.7 and the same p-.
+    gaps_1 = [0.5 - (1 - 0.8 / 2), (0.25 + 0.7) / 1.5 - (1 - (0.4 + 0.8) / 3)]
     expected = [4 + sum(2 * (0.1 - gap) for gap in gaps) for gaps in (gaps_0, gaps_1)]
     assert runner.model.loss_cls.gamma_neg.tolist() == pytest.approx(expected)
     assert scalars['gamma_neg'][-1] == pytest.approx(sum(expected) / 2)
@@ -103,6 +105,9 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(run_batches, tmp_path, h
     assert len(set(scalars['gamma_neg'])) > 6
     checkpoint = str(tmp_path / 'whole/epoch_2.pth')
     resumed, rest = training(run_batches, 'resumed', 4, hooks, load_from=checkpoint, resume=True)
+    admit_runner_checkpoints()
+    averaged = read_checkpoint(checkpoint).get('ema_state_dict')
+    assert averaged is None if not hooks else 'module.loss_cls.gamma_neg' in averaged
     for name in ('gamma_neg', 'clip'):
         assert rest[name] == scalars[name]
         assert torch.equal(getattr(resumed.model.loss_cls, name), getattr(whole.model.loss_cls, name))

@@ -1,9 +1,11 @@
 import json
 
 import pytest
+import torch
 from torch import nn
 
 from asl_mmdet.models import AsymmetricLoss
+from asl_mmdet.models.asymmetric_loss import ProbabilityStatistics
 
 GAP = [dict(type='ProbabilityGapHook')]
 # Positives 0.9 and 0.5, negatives 0.2, 0.4, 0.1, 0.6; then one positive 0.3 and negatives 0.8, 0.3 beside an unknown.
@@ -24,6 +26,20 @@ def test_several_batches_are_pooled_not_averaged(run_batches):
     _, scalars = run_batches(BATCHES, GAP, interval=2)
     assert scalars['p_t_pos'] == pytest.approx([1.7 / 3])
     assert scalars['p_t_neg'] == pytest.approx([1 - 2.4 / 6])
+
+
+def test_an_epoch_shorter_than_the_interval_has_its_line(run_batches):
+    _, scalars = run_batches(BATCHES, GAP, interval=5)
+    assert scalars['p_t_pos'] == pytest.approx([1.7 / 3])
+
+
+def test_validation_losses_do_not_count():
+    loss, statistics = AsymmetricLoss(), ProbabilityStatistics()
+    loss.observe(statistics)
+    loss.eval()(torch.zeros(2, 3), torch.ones(2, 3))
+    assert statistics.take().tolist() == [[0.0]] * 4
+    loss.train()(torch.zeros(2, 3), torch.ones(2, 3))
+    assert statistics.take().tolist() == [[3.0], [6.0], [0.0], [0.0]]
 
 
 def test_calls_of_one_step_are_pooled(run_batches):
