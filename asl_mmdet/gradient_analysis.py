@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from .models.asymmetric_loss import negative_term, positive_term
+from .models.one_pass import negative_term, positive_term
 
 # sigmoid(700) is 1 - 1e-304: as near to p = 1 as float64 logits get without an underflow of 1 - p.
 _LAST_LOGIT = 700.0

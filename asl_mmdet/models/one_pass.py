@@ -1,20 +1,94 @@
-"""Loss, gradient and probability sums of AsymmetricLoss in one pass over the logits.
+"""Loss, gradient and probability sums of AsymmetricLoss in one pass over the logits, in two ways.
 
-Legend: z logits, p = sigmoid(z), q = 1 - p, m probability margin (``clip``), p_m = max(p - m, 0), N rows, C classes.
+Legend: z logits, p = sigmoid(z), q = 1 - p, m probability margin (``clip``), p_m = max(p - m, 0), N rows (images,
+anchors or points), C classes. Everything is computed from logits, without an eps: log(p) is logsigmoid(z), and the
+gradients are the closed forms of equation 8, so they stay finite where autograd of ``pow`` and ``log`` does not.
 
-Everything here is elementwise arithmetic and sums, so that ``torch.compile`` turns a pass into one kernel, which reads
-logits and targets once and writes the gradient once. Without a compiler the same functions run as they are, on a CPU
-block after block of rows, so that what lies between two operations stays in the processor's cache.
+``one_pass`` is elementwise arithmetic and sums, so that ``torch.compile`` turns it into one kernel, which reads logits
+and targets once and writes the gradient once. ``eager_pass`` is for where there is no compiler, and for small batches.
 """
 
 import functools
 import math
 import types
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+# Elements from which on a CPU gains by the kernel; below, an eager pass takes less than a millisecond.
+WORTH_COMPILING = 8192
+# Elements of an eager pass's block: with what is made of them, about what a core's cache holds.
+BLOCK = 65536
+# Kinds of devices on which torch.compile was tried and failed.
+_WITHOUT_COMPILER: set[str] = set()
+
+
+def positive_term(logits: Tensor, gamma_pos: float, detach_focusing: bool = False) -> tuple[Tensor, Tensor]:
+    """Loss -L+ of eq. 4 for positive labels, and its derivative with respect to the logit.
+
+    Args:
+        logits: any shape, float32 or float64.
+        gamma_pos: focusing parameter, 0 or more.
+        detach_focusing: hold (1 - p)^gamma_pos constant in the derivative.
+
+    Returns:
+        loss (not negative) and dloss/dz (not positive), both of the shape of ``logits``.
+    """
+    return _positive_term(logits, torch.sigmoid(-logits), gamma_pos, detach_focusing)
+
+
+def negative_term(
+    logits: Tensor, gamma_neg: float | Tensor, clip: float | Tensor, detach_focusing: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Loss -L- of eq. 7 for negative labels, and its derivative with respect to the logit (eq. 8).
+
+    Args:
+        logits: any shape, float32 or float64.
+        gamma_neg: focusing parameter, 0 or more; as a tensor, broadcastable to ``logits``.
+        clip: probability margin m of eq. 5, in [0, 1); as a tensor, broadcastable to ``logits``. Loss and derivative
+            are exactly 0 where p <= m.
+        detach_focusing: hold p_m^gamma_neg constant in the derivative.
+
+    Returns:
+        loss and dloss/dz (both not negative), of the shape of ``logits``.
+    """
+    return _negative_term(logits, torch.sigmoid(logits), torch.sigmoid(-logits), gamma_neg, clip, detach_focusing)
+
+
+def _positive_term(z: Tensor, q: Tensor, gamma_pos: float, detach_focusing: bool) -> tuple[Tensor, Tensor]:
+    log_p = F.logsigmoid(z)
+    if gamma_pos == 0:
+        return -log_p, -q
+    focusing = power(q, gamma_pos)
+    slope = -q if detach_focusing else gamma_pos * (1 - q) * log_p - q
+    return -focusing * log_p, focusing * slope
+
+
+def _negative_term(
+    z: Tensor, p: Tensor, q: Tensor, gamma_neg: float | Tensor, clip: float | Tensor, detach_focusing: bool
+) -> tuple[Tensor, Tensor]:
+    if isinstance(clip, float) and clip == 0:
+        p_m = p
+        log_1_minus_p_m = F.logsigmoid(-z)
+        share = torch.ones_like(q)
+    else:
+        p_m = (p - clip).clamp(min=0)
+        # 1 - p_m is exact as q + m for large p, and log1p(-p_m) is exact for small p_m.
+        log_of_large_p = torch.log((q + clip).clamp(max=1))
+        share = q / (q + clip)
+        if torch.is_tensor(clip):
+            log_of_large_p = torch.where(clip > 0, log_of_large_p, F.logsigmoid(-z))
+            share = torch.where(clip > 0, share, 1)
+        log_1_minus_p_m = torch.where(z > 0, log_of_large_p, torch.log1p(-p_m))
+    # Eq. 8 with (1 - p) / (1 - p_m) as `share`, which has a limit at p = 1 where both are 0.
+    slope = share if detach_focusing else share - gamma_neg * q * (log_1_minus_p_m / p_m)
+    focusing = p_m**gamma_neg if torch.is_tensor(gamma_neg) else power(p_m, gamma_neg)
+    # p_m == 0, and not p_m <= 0 or the like: NaN has to come through.
+    return -focusing * log_1_minus_p_m, (focusing * p * slope).masked_fill(p_m == 0, 0)
 
 
 class Setting(NamedTuple):
@@ -221,3 +295,132 @@ def _kernel(setting: Setting, signature: tuple) -> Callable[..., Outcome]:
     own = types.FunctionType(code, run.__globals__, code.co_name, None, run.__closure__)
     # Sizes are symbols from the first call on: one kernel for all batches, and the same one after a restart.
     return torch.compile(own, dynamic=True, fullgraph=True)
+
+
+def eager_pass(
+    setting: Setting,
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    scale: Tensor,
+    gamma_neg: Tensor | None,
+    clip: Tensor | None,
+) -> Outcome:
+    """``one_pass`` by the two terms above, one operation after the other.
+
+    On a CPU it goes from block to block of rows, so that what lies between two operations stays in the cache.
+    """
+    rows, num_classes = logits.shape
+    step = max(1, BLOCK // num_classes) if logits.device.type == 'cpu' else max(rows, 1)
+    grad = torch.empty_like(logits)
+    loss, sums = 0, 0
+    for start in range(0, max(rows, 1), step):
+        part = slice(start, start + step)
+        part_weight = weight[part] if weight is not None and weight.ndim == 2 and len(weight) == rows else weight
+        part_loss, part_grad, *known = elements(setting, logits[part], targets[part], part_weight, gamma_neg, clip)
+        loss = loss + part_loss.sum()
+        sums = sums + probability_sums(setting.statistics, *known, part_weight)
+        grad[part] = part_grad.mul_(scale)
+    return Outcome(loss * scale, grad, loss.new_zeros((), dtype=torch.bool), sums)
+
+
+def elements(
+    setting: Setting,
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    gamma_neg: Tensor | None,
+    clip: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Weighted loss and gradient by elements, probabilities, labels without what is unknown, and what is known."""
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    p, q = torch.sigmoid(z), torch.sigmoid(-z)
+    gamma_neg = setting.gamma_neg if gamma_neg is None else gamma_neg
+    clip = setting.clip if clip is None else clip
+    pos_weight, neg_weight = (1.0, 1.0) if setting.alpha is None else (setting.alpha, 1 - setting.alpha)
+    loss, grad = _negative_term(z, p, q, gamma_neg, clip, setting.detach_focusing)
+    if setting.alpha is not None:
+        loss, grad = neg_weight * loss, neg_weight * grad
+    known = targets != setting.ignore_index
+    if targets.ndim == 1:
+        num_classes = z.shape[1]
+        y = targets
+        known = known[:, None]
+        # A label out of range turns into NaN rather than into a plausible number.
+        valid = ~known | ((targets >= 0) & (targets <= num_classes))[:, None]
+        index = targets.clamp(0, num_classes - 1)[:, None]  # (N, 1)
+        is_positive = index == targets[:, None]
+        terms = _positive_term(z.gather(1, index), q.gather(1, index), setting.gamma_pos, setting.detach_focusing)
+        for total, term in zip((loss, grad), terms):
+            total.scatter_(1, index, torch.where(is_positive, pos_weight * term, total.gather(1, index)))
+        factor = known.to(z.dtype).masked_fill(~valid, math.nan)  # (N, 1)
+    else:
+        y = targets.to(z.dtype).masked_fill(~known, 0)
+        y = y.masked_fill((y < 0) | (y > 1), math.nan)
+        for total, term in zip((loss, grad), _positive_term(z, q, setting.gamma_pos, setting.detach_focusing)):
+            total.lerp_(pos_weight * term, y)
+        factor = known
+    # Infinite and NaN logits become NaN, and products instead of masks keep them from being hidden.
+    nothing = z - z
+    factor = factor if weight is None else factor * weight
+    return loss.add_(nothing).mul_(factor), grad.add_(nothing).mul_(factor), p, y, known
+
+
+def probability_sums(statistics: str | None, p: Tensor, y: Tensor, known: Tensor, weight: Tensor | None) -> Tensor:
+    """As in ``Outcome``; ``y`` are indices (N,) or labels (N, C)."""
+    if statistics is None:
+        return p.new_empty(0)
+    counted = known.to(p.dtype) if weight is None else (known & (weight != 0)).to(p.dtype)
+    all_p = p * counted
+    if y.ndim == 2:
+        positive_p, positives = (all_p * y).sum(0), (counted * y).sum(0)
+    else:
+        index = y.clamp(0, p.shape[1] - 1)[:, None]
+        is_class = (index == y[:, None]).to(p.dtype)
+        picked = (is_class * term.expand_as(p).gather(1, index) for term in (all_p, counted))
+        positive_p, positives = (p.new_zeros(p.shape[1]).index_add_(0, index[:, 0], term[:, 0]) for term in picked)
+    sums = torch.stack([positive_p, positives, all_p.sum(0), counted.expand_as(p).sum(0)])
+    return sums if statistics == 'class' else sums.sum(1, keepdim=True)
+
+
+def fused_pass(
+    setting: Setting, logits: Tensor, targets: Tensor, weight: Tensor | None, scale: Tensor, *asymmetry: Tensor | None
+) -> Outcome:
+    """``one_pass`` as one kernel of torch.compile's.
+
+    Labels of floating point are taken for 0 and 1 on a CPU, where a look at the outcome costs nothing, and passed over
+    once more if they are not.
+    """
+    tensors = (logits, targets, weight, scale, *asymmetry)
+    hard = targets.ndim == 1 or not targets.is_floating_point()
+    on_cpu = logits.device.type == 'cpu'
+    outcome = compiled_pass(setting._replace(hard=hard or on_cpu), *tensors)
+    if on_cpu and not hard and outcome.odd:
+        outcome = compiled_pass(setting._replace(hard=False), *tensors)
+    return outcome
+
+
+def _fused_where_possible(setting: Setting, logits: Tensor, *tensors: Tensor | None) -> Outcome:
+    device = logits.device.type
+    if device not in _WITHOUT_COMPILER:
+        try:
+            return fused_pass(setting, logits, *tensors)
+        except Exception as error:
+            _WITHOUT_COMPILER.add(device)
+            warnings.warn(
+                f'AsymmetricLoss: torch.compile does not work on {device} here ({type(error).__name__}: '
+                f'{str(error).strip().splitlines()[0] if str(error).strip() else ""}), so the loss runs as single '
+                'operations, several times slower. A C++ compiler (CPU) or Triton (GPU) mends that; fused=False '
+                'chooses this way without a word.'
+            )
+    return eager_pass(setting, logits, *tensors)
+
+
+def choose_pass(logits: Tensor, fused: bool | None) -> Callable[..., Outcome]:
+    if torch.compiler.is_compiling():
+        return one_pass
+    if fused is None:
+        # By size and device alone, so that a resumed run computes what an uninterrupted one does.
+        worth_it = logits.device.type == 'cuda' or (logits.device.type == 'cpu' and logits.numel() >= WORTH_COMPILING)
+        return _fused_where_possible if worth_it else eager_pass
+    return fused_pass if fused else eager_pass

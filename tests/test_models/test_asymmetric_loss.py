@@ -13,7 +13,8 @@ from mmdet.registry import MODELS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from asl_mmdet import AsymmetricLoss
-from asl_mmdet.models.asymmetric_loss import asymmetric_loss, negative_term, positive_term
+from asl_mmdet.models.asymmetric_loss import asymmetric_loss
+from asl_mmdet.models.one_pass import negative_term, positive_term
 
 
 def reference(logits, labels, gamma_pos, gamma_neg, clip, alpha=None):

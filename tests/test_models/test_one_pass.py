@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from asl_mmdet import AsymmetricLoss
-from asl_mmdet.models import asymmetric_loss as module
-from asl_mmdet.models.asymmetric_loss import ProbabilityStatistics, asymmetric_loss, eager_pass
-from asl_mmdet.models.one_pass import Setting, one_pass
+from asl_mmdet.models import one_pass as module
+from asl_mmdet.models.asymmetric_loss import ProbabilityStatistics, asymmetric_loss
+from asl_mmdet.models.one_pass import Setting, eager_pass, one_pass
 from tests.test_models.test_asymmetric_loss import case, gamma, value_and_grad
 
 ASL = Setting(0.0, 4.0, 0.05, None, -1, False, hard=False, statistics=None)
