@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from .one_pass import Setting, choose_pass, elements, probability_sums
+from .scale_gradient import scale_gradient
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -46,14 +47,8 @@ class _AsymmetricLoss(torch.autograd.Function):
             setting = ctx.setting._replace(statistics=None)
             grad = ctx.run(setting, logits.detach(), targets, weight, folded_scale, *asymmetry).grad
         ctx.given_away = True
-        # In place, and past autograd's count of changes: with retain_graph the next backward pass computes it anew.
-        if factor.device.type != 'cpu' or factor.item() != 1:
-            if grad.dtype == torch.float16:
-                # The usual loss scale, 65536, is no number of float16, its root is.
-                root = factor.abs().sqrt()
-                grad.data.mul_(root).mul_(root * factor.sign())
-            else:
-                grad.data.mul_(factor)
+        # In place: with retain_graph the next backward pass computes it anew.
+        scale_gradient(grad, factor)
         return grad, *[None] * 7
 
 
