@@ -40,7 +40,8 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
         grad = torch.linspace(-1, 1, 5001).to(dtype) * 1e-2
         expected = (grad.float() * factor).to(dtype)
         kernel[(-(-5001 // module.BLOCK),)](grad, torch.tensor(factor), 5001, BLOCK=module.BLOCK)
-        assert torch.equal(grad, expected), (dtype, factor)
+        # The interpreter cuts bfloat16 off, a GPU rounds it.
+        torch.testing.assert_close(grad, expected, rtol=8e-3 if dtype == torch.bfloat16 else 0, atol=0)
 print('equal')
 """
 
