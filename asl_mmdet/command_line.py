@@ -66,7 +66,7 @@ def exit_on_bad_data() -> Iterator[None]:
 
 def _distribute_on_cpu(cfg: Config) -> None:
     """mmengine binds every process to a GPU when it starts the group and when it wraps the model; here, neither."""
-    cfg.env_cfg.dist_cfg.backend = 'gloo'
+    cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
     torch.distributed.init_process_group('gloo')
     cfg.setdefault(
         'model_wrapper_cfg',

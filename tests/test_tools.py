@@ -307,6 +307,8 @@ def test_a_stock_config_needs_two_lines_and_no_tool_of_ours(shapes, tmp_path):
 def test_wrong_calls_say_what_is_wrong(tmp_path):
     done = run_tool('tools/test.py', CONFIG, tmp_path / 'none.pth')
     assert done.returncode == 2 and f'no checkpoint file {tmp_path}/none.pth' in done.stdout
+    done = run_tool('tools/train.py', CONFIG, '--amp', env=dict(CUDA_VISIBLE_DEVICES=''))
+    assert done.returncode == 2 and '--amp needs a GPU' in done.stdout
     done = run_tool('tools/train.py', tmp_path / 'none.py')
     assert done.returncode == 1 and f'no config file {tmp_path}/none.py' in done.stdout
     for script, usage in (

@@ -3,6 +3,7 @@
 import argparse
 
 from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.device import get_device
 
 from asl_mmdet.command_line import add_config_arguments, build_runner, exit_on_bad_data, load_config
 
@@ -28,6 +29,8 @@ def main() -> None:
     setup_cache_size_limit_of_dynamo()
     cfg = load_config(args)
     if args.amp:
+        if get_device() == 'cpu' or 'optim_wrapper' not in cfg:
+            parser.error('--amp needs a GPU, and an optim_wrapper in the config')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.loss_scale = 'dynamic'
     if args.auto_scale_lr:

@@ -6,6 +6,7 @@ import torch
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
 from torch import Tensor
 
 from ..models.asymmetric_loss import AsymmetricLoss, ProbabilityStatistics, mean_probabilities
@@ -46,7 +47,8 @@ class AdaptiveAsymmetryHook(Hook):
 
     Raises:
         ValueError: an argument is out of its range; at the start of a run, the model has no AsymmetricLoss, or one
-            whose values lie outside the ranges, or, with ``per_class``, that is in no module with ``num_classes``.
+            whose values lie outside the ranges, or, with ``per_class``, that is in no module with ``num_classes``, or
+            there are several optimizers.
     """
 
     # Before the hooks that average weights: they copy the model, with its buffers, at the start of a run.
@@ -115,6 +117,8 @@ class AdaptiveAsymmetryHook(Hook):
                 loss.register_buffer('probability_sums', sums)
 
     def before_train(self, runner) -> None:
+        if isinstance(runner.optim_wrapper, OptimWrapperDict):
+            raise ValueError('AdaptiveAsymmetryHook follows the steps of one optim_wrapper, but this run has several')
         self._watched = {}
         for place, loss in asymmetric_losses(runner.model).items():
             statistics = ProbabilityStatistics(len(loss.gamma_neg) if self.per_class else None)
@@ -143,8 +147,10 @@ class AdaptiveAsymmetryHook(Hook):
                     log_scalars(runner, place, scalars)
 
     def _adapt(self, loss: AsymmetricLoss, sums: Tensor) -> None:
+        sums = sums.to(getattr(loss, next(iter(self.settings))).device)
         if self.per_class:
-            has_positive = sums[1] > 0
+            # One batch of NaN must not stay in the average.
+            has_positive = (sums[1] > 0) & sums.isfinite().all(0)
             loss.probability_sums.copy_(
                 torch.where(has_positive, self.decay * loss.probability_sums + sums, loss.probability_sums)
             )

@@ -44,7 +44,9 @@ def check_no_overlap(train: BaseDataset, val: BaseDataset) -> None:
 
 
 def check_num_classes(model: nn.Module, dataset: BaseDataset) -> None:
-    """Compares ``num_classes`` of every head of the model, but a class-agnostic ``rpn_head``, with the data set's.
+    """Compares ``num_classes`` of every head of the model with the data set's.
+
+    ``rpn_head`` and ``semantic_head`` have classes of their own.
 
     Raises:
         AnnotationError: they differ.
@@ -53,7 +55,7 @@ def check_num_classes(model: nn.Module, dataset: BaseDataset) -> None:
     heads = {
         name: module
         for name, module in model.named_modules()
-        if re.search(r'(^|\.)(?!rpn_head)\w*head$', name) and hasattr(module, 'num_classes')
+        if re.search(r'(^|\.)(?!rpn_head|semantic_head)\w*head$', name) and hasattr(module, 'num_classes')
     }
     for part in _leaves(dataset):
         classes = part.metainfo.get('classes')

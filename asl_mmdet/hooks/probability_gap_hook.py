@@ -27,8 +27,11 @@ def asymmetric_losses(model: nn.Module) -> dict[str, AsymmetricLoss]:
 
 
 def log_scalars(runner, place: str, scalars: dict[str, float]) -> None:
-    """Hands a loss's scalars to the log, as ``train/gap``, or ``train/<place>/gap`` where the model has several."""
-    prefix = f'train/{place}/' if len(asymmetric_losses(runner.model)) > 1 else 'train/'
+    """Hands a loss's scalars to the log, as ``train/gap``, or ``train/<place>/gap`` where the model has several.
+
+    "loss" in the place is written "asl": mmengine's log averages everything that is called a loss.
+    """
+    prefix = f'train/{place.replace("loss", "asl")}/' if len(asymmetric_losses(runner.model)) > 1 else 'train/'
     for name, value in scalars.items():
         runner.message_hub.update_scalar(prefix + name, value)
 
@@ -50,8 +53,9 @@ class ProbabilityGapHook(Hook):
     """Logs p_t+, p_t- (eq. 9) and the gap p_t+ - p_t- (eq. 10) of every AsymmetricLoss of the model.
 
     The scalars ``p_t_pos``, ``p_t_neg`` and ``gap`` are means over all elements of all processes since the last line of
-    the log; a model with several losses has them under ``<place of the loss>/``. They come out of the loss's own pass.
-    A line whose batches had no positive, or no negative, has none of them.
+    the log; a model with several losses has them under the place of each, such as ``bbox_head.asl_cls/`` for
+    ``bbox_head.loss_cls``. They come out of the loss's own pass. A line whose batches had no positive, or no negative,
+    repeats the last ones.
 
     Raises:
         ValueError: at the start of a run, when the model has no AsymmetricLoss.

@@ -24,32 +24,33 @@ class _AsymmetricLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, targets, weight, scale, gamma_neg, clip, setting, run):
-        # A small gradient times 1 / N would be lost in float16.
-        ctx.folded = logits.dtype != torch.float16
-        folded_scale = scale if ctx.folded else torch.ones_like(scale)
+        # Times 1 / N a small gradient would be lost in float16, before the loss scale can save it.
+        folded_scale = scale if logits.dtype != torch.float16 else torch.full_like(scale, 256)
         outcome = run(setting, logits.detach(), targets, weight, folded_scale, gamma_neg, clip)
         # A hook may change these before the backward pass.
         asymmetry = [None if tensor is None else tensor.clone() for tensor in (gamma_neg, clip)]
         ctx.save_for_backward(outcome.grad, logits, targets, weight, scale, *asymmetry)
         ctx.setting, ctx.run, ctx.given_away = setting, run, False
         ctx.mark_non_differentiable(outcome.sums)
-        return outcome.loss if ctx.folded else outcome.loss * scale, outcome.sums
+        ctx.folded_scale = folded_scale
+        loss = outcome.loss if folded_scale is scale else outcome.loss * (scale / folded_scale)
+        return loss, outcome.sums
 
     @staticmethod
     def backward(ctx, grad_output, _):
         _refuse_double_backward()
         grad, logits, targets, weight, scale, *asymmetry = ctx.saved_tensors
-        factor = grad_output if ctx.folded else grad_output * scale
+        factor = grad_output if logits.dtype != torch.float16 else grad_output * (scale / ctx.folded_scale)
         if torch.compiler.is_compiling():
             return (grad * factor).to(grad.dtype), *[None] * 7
         if ctx.given_away:
-            folded_scale = scale if ctx.folded else torch.ones_like(scale)
             setting = ctx.setting._replace(statistics=None)
-            grad = ctx.run(setting, logits.detach(), targets, weight, folded_scale, *asymmetry).grad
+            grad = ctx.run(setting, logits.detach(), targets, weight, ctx.folded_scale, *asymmetry).grad
         ctx.given_away = True
         # In place: with retain_graph the next backward pass computes it anew.
         scale_gradient(grad, factor)
-        return grad, *[None] * 7
+        # With a count of changes of its own: whoever changes it does not spoil the graph.
+        return grad.data, *[None] * 7
 
 
 class _AsymmetricLossElements(torch.autograd.Function):
@@ -102,7 +103,7 @@ def asymmetric_loss(
         targets: (N,) class indices with background C, or (N, C) labels in [0, 1]. ``ignore_index`` marks what is
             unknown and contributes nothing. Anything else yields NaN.
         weight: broadcastable to (N, C); a constant.
-        gamma_neg, clip: as tensors, broadcastable to (N, C), constants.
+        gamma_neg, clip: as tensors, 0-d or (C,), constants.
         alpha: static weight of positives, with 1 - alpha for negatives; None weighs both with 1.
         detach_focusing: hold the focusing factors constant in the backward pass.
         reduction: 'sum' or 'none'.
@@ -114,6 +115,9 @@ def asymmetric_loss(
     Returns:
         0-d tensor or (N, C), float64 for float64 logits, otherwise float32. It can be differentiated once.
     """
+    if reduction not in ('sum', 'none'):
+        raise ValueError(f"reduction={reduction!r} of asymmetric_loss must be 'sum' or 'none'; scale divides a sum")
+    targets = _with_room_for_unknown(targets)
     wanted = None if not statistics else 'class' if any(one.by_class for one in statistics) else 'total'
     tensors = [value if torch.is_tensor(value) else None for value in (gamma_neg, clip)]
     constants = [None if torch.is_tensor(value) else float(value) for value in (gamma_neg, clip)]
@@ -267,6 +271,7 @@ class AsymmetricLoss(nn.Module):
         self.debug = debug
         self.fused = fused
         self._calls_left_to_check = self.CHECKED_CALLS
+        self._warned_of_clipping = False
         self._statistics: list[ProbabilityStatistics] = []
 
     def observe(self, statistics: ProbabilityStatistics) -> None:
@@ -323,11 +328,19 @@ class AsymmetricLoss(nn.Module):
             raise ValueError(f"reduction_override={reduction_override!r} must be None, 'none', 'mean' or 'sum'")
         reduction = reduction_override or self.reduction
         self._check_shapes(pred, target)
+        target = _with_room_for_unknown(target)
         weight = self._elementwise_weight(pred, weight)
         if reduction == 'sum' and avg_factor is not None:
             raise ValueError("avg_factor of AsymmetricLoss cannot be used with reduction='sum'")
         scale = self.loss_weight
         if reduction == 'mean':
+            if torch.is_tensor(avg_factor):
+                if avg_factor.requires_grad or avg_factor.numel() != 1:
+                    raise ValueError(
+                        f'avg_factor of AsymmetricLoss is one constant number, got {_describe(avg_factor)}'
+                        f'{" that requires grad; pass avg_factor.detach()" if avg_factor.requires_grad else ""}'
+                    )
+                avg_factor = avg_factor.reshape(())
             # As mmdet's weight_reduce_loss.
             scale = scale / (max(pred.numel(), 1) if avg_factor is None else avg_factor + EPS)
         if not torch.compiler.is_compiling():
@@ -407,7 +420,7 @@ class AsymmetricLoss(nn.Module):
         if self.training and first_calls:
             self._calls_left_to_check -= 1
             early = self.CHECKED_CALLS - self._calls_left_to_check <= self.CALLS_CHECKED_FOR_CLIPPING
-            if early and self.clip > 0 and target.numel():
+            if early and not self._warned_of_clipping and self.clip > 0 and target.numel():
                 self._warn_of_clipped_negatives(pred.detach(), target)
 
     def _warn_of_clipped_negatives(self, pred: Tensor, target: Tensor) -> None:
@@ -418,7 +431,7 @@ class AsymmetricLoss(nn.Module):
             negatives = pred[target == 0]
         largest = negatives.max().sigmoid().item() if negatives.numel() else math.nan
         if largest <= self.clip:
-            self._calls_left_to_check = 0
+            self._warned_of_clipping = True
             warnings.warn(
                 f'AsymmetricLoss: all {negatives.numel()} negatives of a batch have p <= clip={float(self.clip)} (the '
                 f'largest is {largest:.4g}), so they have neither loss nor gradient. Detectors start at '
@@ -428,6 +441,13 @@ class AsymmetricLoss(nn.Module):
 
 def _describe(value: object) -> str:
     return f'{tuple(value.shape)} of {value.dtype}' if torch.is_tensor(value) else type(value).__name__
+
+
+def _with_room_for_unknown(targets: Tensor) -> Tensor:
+    """uint8 does not tell 255 from -1; indices are int64, as gather wants them."""
+    if targets.ndim == 1:
+        return targets.long()
+    return targets.short() if targets.dtype == torch.uint8 else targets
 
 
 def _check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:

@@ -220,7 +220,7 @@ def one_pass(
             NaN.
         weight: broadcastable to (N, C).
         scale: 0-d, a factor on loss and gradient.
-        gamma_neg, clip: broadcastable to (N, C), where the setting has None.
+        gamma_neg, clip: 0-d or (C,), where the setting has None.
     """
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
     gamma_neg = setting.gamma_neg if gamma_neg is None else gamma_neg
@@ -244,6 +244,7 @@ def one_pass(
         factor = torch.where(is_odd, math.nan, known.to(z.dtype))
     counted = known if targets.ndim == 2 else known[:, None]
     if weight is not None:
+        weight = weight.to(z.dtype)
         factor = factor * weight
         counted = counted & (weight != 0)
 
@@ -280,13 +281,16 @@ def compiled_pass(setting: Setting, *tensors: Tensor | None) -> Outcome:
     Raises:
         Exception: whatever torch.compile raises without a working compiler.
     """
-    signature = tuple(None if tensor is None else (tensor.dtype, tensor.ndim) for tensor in tensors)
-    return _kernel(setting, signature)(*tensors)
+    tensors = [None if tensor is None else tensor.contiguous() for tensor in tensors]
+    sizes = [None if tensor is None else (tensor.dtype, *(min(n, 2) for n in tensor.shape)) for tensor in tensors]
+    device = tensors[0].device
+    state = (device, torch.is_autocast_enabled(device.type), torch.is_inference_mode_enabled(), torch.get_num_threads())
+    return _kernel(setting, (*sizes, *state))(*tensors)
 
 
 @functools.cache
 def _kernel(setting: Setting, signature: tuple) -> Callable[..., Outcome]:
-    """torch keeps a limited number of kernels for one piece of code; here each signature has a piece of its own."""
+    """torch keeps eight kernels for one piece of code; here all that it tells apart has a piece of its own."""
 
     def run(*tensors):
         return one_pass(setting, *tensors)
@@ -405,7 +409,11 @@ def _fused_where_possible(setting: Setting, logits: Tensor, *tensors: Tensor | N
     if device not in _WITHOUT_COMPILER:
         try:
             return fused_pass(setting, logits, *tensors)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:
+            # Where the caller is at fault, this raises too.
+            outcome = eager_pass(setting, logits, *tensors)
             _WITHOUT_COMPILER.add(device)
             warnings.warn(
                 f'AsymmetricLoss: torch.compile does not work on {device} here ({type(error).__name__}: '
@@ -413,6 +421,7 @@ def _fused_where_possible(setting: Setting, logits: Tensor, *tensors: Tensor | N
                 'operations, several times slower. A C++ compiler (CPU) or Triton (GPU) mends that; fused=False '
                 'chooses this way without a word.'
             )
+            return outcome
     return eager_pass(setting, logits, *tensors)
 
 
@@ -422,5 +431,5 @@ def choose_pass(logits: Tensor, fused: bool | None) -> Callable[..., Outcome]:
     if fused is None:
         # By size and device alone, so that a resumed run computes what an uninterrupted one does.
         worth_it = logits.device.type == 'cuda' or (logits.device.type == 'cpu' and logits.numel() >= WORTH_COMPILING)
-        return _fused_where_possible if worth_it else eager_pass
-    return fused_pass if fused else eager_pass
+        return _fused_where_possible if worth_it and logits.numel() else eager_pass
+    return fused_pass if fused and logits.numel() else eager_pass

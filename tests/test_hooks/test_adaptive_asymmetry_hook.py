@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 
 from asl_mmdet.checkpoint import admit_runner_checkpoints, read_checkpoint
@@ -75,10 +76,27 @@ def test_every_class_has_its_own_gamma(run_batches):
     assert scalars['gamma_neg_max'][-1] == pytest.approx(max(expected))
 
 
+@pytest.mark.parametrize('per_class', [False, True])
+def test_a_batch_of_nan_changes_nothing_for_good(run_batches, per_class):
+    bad = ([[float('nan'), 0.2], [0.4, 0.5]], [[1, 0], [0, 1]])
+    hook = adaptive(target=0.1, step=2.0, per_class=per_class, decay=0.5)
+    with_nan, _ = run_batches([BATCHES[0], bad, BATCHES[0]], hook, work_dir='nan')
+    without, _ = run_batches([BATCHES[0], BATCHES[0]], hook, work_dir='fine')
+    gammas = [runner.model.loss_cls.gamma_neg for runner in (with_nan, without)]
+    torch.testing.assert_close(*(gamma.flatten()[:1] for gamma in gammas))
+    assert all(gamma.isfinite().all() for gamma in gammas)
+
+
+def test_several_optimizers_are_refused(run_batches):
+    wrapper = OptimWrapperDict(main=OptimWrapper(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)))
+    with pytest.raises(ValueError, match='follows the steps of one optim_wrapper'):
+        run_batches(BATCHES, adaptive(), optim_wrapper=wrapper)
+
+
 def test_every_loss_of_a_model_is_adapted_by_its_own_gap(run_batches):
     _, scalars = run_batches(BATCHES[:1], adaptive(target=0.1, step=2.0), TwoHeads())
-    assert scalars['loss_cls.one/gamma_neg'] == pytest.approx([4.15])
-    assert scalars['loss_cls.two/gamma_neg'] == pytest.approx([2 + 2 * (0.1 - (0.3 - 1.3 / 4))])
+    assert scalars['asl_cls.one/gamma_neg'] == pytest.approx([4.15])
+    assert scalars['asl_cls.two/gamma_neg'] == pytest.approx([2 + 2 * (0.1 - (0.3 - 1.3 / 4))])
 
 
 def training(run_batches, work_dir, epochs, hooks=(), step=0.5, lr=3.0, **kwargs):

@@ -55,7 +55,7 @@ def test_heads_have_as_many_classes_as_the_data_set(tmp_path, pictures):
     def detector(num_classes):
         """A detector's names: its first stage tells objects from background only."""
         model = nn.Module()
-        for name, count in (('rpn_head', 1), ('roi_head', None), ('bbox_head', num_classes)):
+        for name, count in (('rpn_head', 1), ('semantic_head', 183), ('roi_head', None), ('bbox_head', num_classes)):
             head = nn.Module()
             if count is not None:
                 head.num_classes = count

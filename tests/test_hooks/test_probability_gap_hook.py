@@ -28,6 +28,13 @@ def test_several_batches_are_pooled_not_averaged(run_batches):
     assert scalars['p_t_neg'] == pytest.approx([1 - 2.4 / 6])
 
 
+def test_several_losses_are_logged_as_they_are_not_smoothed(run_batches, tmp_path):
+    run_batches(BATCHES, GAP, TwoHeads())
+    lines = next((tmp_path / 'work').glob('*/vis_data/scalars.json')).read_text().splitlines()
+    gaps = [json.loads(line)['asl_cls.one/gap'] for line in lines]
+    assert gaps == pytest.approx([0.025, -0.15], abs=1e-6)
+
+
 def test_an_epoch_shorter_than_the_interval_has_its_line(run_batches):
     _, scalars = run_batches(BATCHES, GAP, interval=5)
     assert scalars['p_t_pos'] == pytest.approx([1.7 / 3])
@@ -71,11 +78,11 @@ class TwoHeads(nn.Module):
 
 def test_several_losses_are_told_apart_by_their_place(run_batches):
     _, scalars = run_batches(BATCHES[:1], GAP, TwoHeads())
-    assert scalars['loss_cls.one/gap'] == pytest.approx([0.7 - 1 + 1.3 / 4], abs=1e-6)
+    assert scalars['asl_cls.one/gap'] == pytest.approx([0.7 - 1 + 1.3 / 4], abs=1e-6)
     # The second loss sees 1 - p.
-    assert scalars['loss_cls.two/p_t_pos'] == pytest.approx([0.3])
-    assert scalars['loss_cls.two/p_t_neg'] == pytest.approx([1.3 / 4])
-    assert scalars['loss_cls.two/gap'] == pytest.approx([0.3 - 1.3 / 4], abs=1e-6)
+    assert scalars['asl_cls.two/p_t_pos'] == pytest.approx([0.3])
+    assert scalars['asl_cls.two/p_t_neg'] == pytest.approx([1.3 / 4])
+    assert scalars['asl_cls.two/gap'] == pytest.approx([0.3 - 1.3 / 4], abs=1e-6)
     assert 'gap' not in scalars
 
 

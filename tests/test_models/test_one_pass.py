@@ -296,3 +296,91 @@ def test_the_function_takes_the_same_choice():
     values = [asymmetric_loss(logits, target, fused=fused, scale=0.5).item() for fused in (True, False)]
     assert values[0] == pytest.approx(values[1], rel=1e-6)
     assert values[1] == pytest.approx(0.5 * asymmetric_loss(logits, target, reduction='none').sum().item(), rel=1e-6)
+
+
+def test_a_mistake_of_the_caller_does_not_turn_the_kernel_off(monkeypatch):
+    monkeypatch.setattr(module, '_WITHOUT_COMPILER', set())
+    logits, target = batch(500, 40, 'dense')
+    with pytest.raises(RuntimeError):
+        asymmetric_loss(logits, target, torch.ones(7, 40))
+    assert not module._WITHOUT_COMPILER
+
+
+def test_memory_that_runs_out_is_not_taken_for_a_missing_compiler(monkeypatch):
+    def fail(*args):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(module, 'compiled_pass', fail)
+    monkeypatch.setattr(module, '_WITHOUT_COMPILER', set())
+    with pytest.raises(torch.OutOfMemoryError):
+        AsymmetricLoss()(*batch(500, 40, 'dense'))
+    assert not module._WITHOUT_COMPILER
+
+
+def test_no_variant_of_the_input_uses_up_the_kernels(monkeypatch):
+    real = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda function, **kwargs: real(function, backend='eager', **kwargs))
+    module._kernel.cache_clear()
+    threads = torch.get_num_threads()
+    loss, eager = AsymmetricLoss(fused=True), AsymmetricLoss(fused=False)
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for rows, classes in ((200, 8), (8, 200), (1, 9), (9, 1), (1, 1), (0, 5), (0, 1)):
+                logits, target = batch(rows, classes, 'dense')
+                for z, y in ((logits, target), (logits.T.contiguous().T, target.T.contiguous().T)):
+                    for context in (torch.autocast('cpu'), torch.inference_mode(), torch.enable_grad()):
+                        with context:
+                            torch.testing.assert_close(loss(z, y), eager(z, y))
+    finally:
+        torch.set_num_threads(threads)
+        module._kernel.cache_clear()
+
+
+@pytest.mark.parametrize('fused', [False, True])
+def test_changing_a_gradient_does_not_spoil_a_kept_graph(fused):
+    logits, target = batch(30, 20, 'dense')
+    logits.requires_grad_()
+    loss = AsymmetricLoss(fused=fused)(logits, target)
+    (first,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    expected = first.clone()
+    first.mul_(2)
+    loss.backward()
+    torch.testing.assert_close(logits.grad, expected)
+
+
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.int8, torch.int16, torch.int32])
+@pytest.mark.parametrize('fused', [False, True])
+def test_integers_of_every_width_are_labels(dtype, fused):
+    logits, target = batch(30, 20, 'index')
+    target = target.clamp(min=0)
+    for labels in (target, (torch.arange(20) == target[:, None]).long()):
+        loss = AsymmetricLoss(fused=fused)
+        assert loss(logits, labels.to(dtype)) == loss(logits, labels)
+    with pytest.raises(ValueError, match='holds 255: '):
+        AsymmetricLoss(fused=fused)(logits, torch.full((30,), 255, dtype=torch.uint8))
+    with pytest.raises(ValueError, match='holds 255: '):
+        AsymmetricLoss(fused=fused)(logits, torch.full((30, 20), 255, dtype=torch.uint8))
+
+
+def test_small_gradients_of_float16_outlive_the_average():
+    logits = torch.full((1, 1), -6.2146, dtype=torch.float16)  # p = 0.002
+    loss = AsymmetricLoss(gamma_neg=2.0, clip=0.0)
+    _, grad = value_and_grad(lambda z: loss(z, torch.zeros(1, 1), avg_factor=100.0), logits, 65536.0)
+    _, exact = value_and_grad(lambda z: loss(z, torch.zeros(1, 1), avg_factor=100.0), logits.double(), 65536.0)
+    assert grad.item() == pytest.approx(exact.item(), rel=0.02) and exact.item() > 1e-5
+
+
+def test_a_sum_is_the_only_reduction_of_the_function():
+    with pytest.raises(ValueError, match="reduction='mean' of asymmetric_loss"):
+        asymmetric_loss(*batch(2, 3, 'dense'), reduction='mean')
+
+
+def test_avg_factor_is_one_constant_number():
+    logits, target = batch(3, 4, 'dense')
+    loss = AsymmetricLoss()
+    assert loss(logits, target, avg_factor=torch.tensor([2.0])).shape == ()
+    with pytest.raises(ValueError, match='requires grad; pass avg_factor.detach()'):
+        loss(logits, target, avg_factor=torch.tensor(2.0, requires_grad=True))
+    with pytest.raises(ValueError, match=r'avg_factor of AsymmetricLoss is one constant number, got \(2,\)'):
+        loss(logits, target, avg_factor=torch.ones(2))

@@ -464,7 +464,7 @@ def parse() -> argparse.Namespace:
             metavar='SCALAR[,SCALAR]',
             help=f'scalars of each row of panels (default: {" ".join(TRAINING[name])})',
         )
-        command.add_argument('--module', help='module path of the loss in models of several, as bbox_head.loss_cls')
+        command.add_argument('--module', help='module path of the loss in models of several, as bbox_head.asl_cls')
         command.add_argument('--gap-target', type=float, help='draw this probability gap where gap is drawn')
 
     texts = dict(
