@@ -10,6 +10,7 @@ from asl_mmdet.checkpoint import admit_runner_checkpoints, read_checkpoint
 from asl_mmdet.hooks import AdaptiveAsymmetryHook
 from asl_mmdet.models import AsymmetricLoss
 from tests.conftest import ROOT
+from tests.test_hooks.conftest import Logits
 from tests.test_hooks.test_probability_gap_hook import BATCHES, TwoHeads
 
 # Of BATCHES by hand: 0.7 - (1 - 1.3 / 4) and 0.3 - (1 - 1.1 / 2).
@@ -80,8 +81,10 @@ def test_every_class_has_its_own_gamma(run_batches):
 def test_a_batch_of_nan_changes_nothing_for_good(run_batches, per_class):
     bad = ([[float('nan'), 0.2], [0.4, 0.5]], [[1, 0], [0, 1]])
     hook = adaptive(target=0.1, step=2.0, per_class=per_class, decay=0.5)
-    with_nan, _ = run_batches([BATCHES[0], bad, BATCHES[0]], hook, work_dir='nan')
-    without, _ = run_batches([BATCHES[0], BATCHES[0]], hook, work_dir='fine')
+    with_nan, without = (
+        run_batches(batches, hook, work_dir=name, model=Logits(AsymmetricLoss(), 2, trained=False))[0]
+        for name, batches in (('nan', [BATCHES[0], bad, BATCHES[0]]), ('fine', [BATCHES[0], BATCHES[0]]))
+    )
     gammas = [runner.model.loss_cls.gamma_neg for runner in (with_nan, without)]
     torch.testing.assert_close(*(gamma.flatten()[:1] for gamma in gammas))
     assert all(gamma.isfinite().all() for gamma in gammas)
