@@ -19,6 +19,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from asl_mmdet import AsymmetricLoss
+from asl_mmdet.models.asymmetric_loss import ProbabilityStatistics
 
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
 
@@ -47,7 +48,10 @@ def size(text: str) -> tuple[int, int]:
 def contestants(
     logits: Tensor, labels: Tensor, indices: Tensor, peers: list[tuple[str, nn.Module]]
 ) -> dict[str, Callable[[], Tensor]]:
-    """What is timed, by name: functions that return a loss to run backward from."""
+    """What is timed, by name: functions that return a loss to run backward from.
+
+    ``indices`` are class indices instead of labels, ``watched`` gathers what ProbabilityGapHook logs.
+    """
     rows = len(logits)
     found = {
         'BCE': lambda: F.binary_cross_entropy_with_logits(logits.float(), labels),
@@ -57,6 +61,9 @@ def contestants(
         loss = AsymmetricLoss(fused=fused)
         found[f'ASL, {name}'] = lambda loss=loss: loss(logits, labels, avg_factor=rows)
         found[f'ASL, {name}, indices'] = lambda loss=loss: loss(logits, indices, avg_factor=rows)
+        watched = AsymmetricLoss(fused=fused)
+        watched.observe(ProbabilityStatistics())
+        found[f'ASL, {name}, watched'] = lambda loss=watched: loss(logits, labels, avg_factor=rows)
     for name, peer in peers:
         found[name] = lambda peer=peer: peer(logits, labels)
     return found

@@ -1,0 +1,32 @@
+import re
+
+from tests.conftest import run_tool
+
+TOOL = 'tools/analysis_tools/benchmark_loss.py'
+
+
+def test_the_table_has_every_loss_and_a_peer_from_a_file(tmp_path):
+    peer = tmp_path / 'peer.py'
+    peer.write_text(
+        'import torch\n'
+        'class Twice(torch.nn.Module):\n'
+        '    def forward(self, logits, labels):\n'
+        '        loss = torch.nn.functional.binary_cross_entropy_with_logits\n'
+        '        return loss(logits, labels) + loss(logits, labels)\n'
+    )
+    done = run_tool(TOOL, '--sizes', '64x10', '7x3', '--rounds', 3, '--threads', 1, '--peer', f'twice={peer}:Twice')
+    assert done.returncode == 0, done.stdout
+    rows = {
+        cells[0]: cells[1:] for cells in re.findall(r'^\| (.+?) \| ([\d.]+) \| ([\d.]+) \|', done.stdout, re.MULTILINE)
+    }
+    assert rows['BCE'] == ('1.00', '1.00') and '64 x 10, float32' in done.stdout
+    names = {f'ASL, {name}{kind}' for name in ('fused', 'single operations') for kind in ('', ', indices', ', watched')}
+    assert rows.keys() == names | {'BCE', 'BCE, ms', 'mmdet FocalLoss', 'twice'}
+    assert all(float(ratio) > 0 for ratio in rows['twice'])
+
+
+def test_wrong_calls_say_what_is_wrong(tmp_path):
+    done = run_tool(TOOL, '--sizes', '64')
+    assert done.returncode == 2 and '64: write ROWSxCLASSES' in done.stdout
+    done = run_tool(TOOL, '--peer', f'x={tmp_path}/none.py:Loss')
+    assert done.returncode == 2 and 'write NAME=FILE.py:CLASS with a file that exists' in done.stdout
