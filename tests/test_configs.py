@@ -166,7 +166,7 @@ def test_a_detection_config_trains_a_step_and_evaluates(name, coco_folder, shape
     if on_shapes:
         cfg.param_scheduler[0].total_steps = 20  # of one iteration each
     cfg.train_cfg.update(max_epochs=1, val_interval=2)
-    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1)
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1, save_last=False)
     cfg.experiment_name = name.replace('/', '_')
     runner = Runner.from_cfg(cfg)
     before = {key: value.clone() for key, value in runner.model.named_parameters() if value.requires_grad}
@@ -201,7 +201,7 @@ def test_a_classification_config_trains_and_evaluates(name, data_folder, shapes,
     if any(data in name for data in ('open-images', 'herbarium', 'mirflickr14')):
         cfg.model.head.num_classes = 3
     cfg.train_cfg.max_epochs = 1
-    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1)
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1, save_last=False)
     cfg.experiment_name = name.replace('/', '_')
     runner = Runner.from_cfg(cfg)
     runner.model.init_weights()
