@@ -148,19 +148,23 @@ class ProbabilityStatistics:
 
     def __init__(self, num_classes: int | None = None) -> None:
         self.by_class = num_classes is not None
-        # Rows: sum of p over positives, number of positives, the same two over negatives.
-        self.sums = torch.zeros(4, num_classes or 1, dtype=torch.float64)
+        self._sums = torch.zeros(4, num_classes or 1, dtype=torch.float64)
 
     def add(self, sums: Tensor) -> None:
-        """Adds what a pass over one batch found: sum of p over all, and number of all, in the last two rows."""
-        sums = sums.to(torch.float64)
-        sums = torch.cat([sums[:2], sums[2:] - sums[:2]])
-        self.sums = self.sums.to(sums.device) + (sums if self.by_class else sums.sum(1, keepdim=True))
+        """Adds ``Outcome.sums`` of a batch, (4, C), or (4, 1) where nobody keeps the classes apart."""
+        if self._sums.device != sums.device:
+            self._sums = self._sums.to(sums.device)
+        self._sums += sums if self.by_class or sums.shape[1] == 1 else sums.sum(1, keepdim=True)
 
     def take(self) -> Tensor:
-        """Sums and counts over all processes since the last call, (4, C) or (4, 1); every process has to call it."""
-        sums, self.sums = self.sums, torch.zeros_like(self.sums)
+        """Sums over all processes since the last call, which every process has to make.
+
+        Returns:
+            (4, C) or (4, 1), float64: sum of p over positives, number of positives, the same two over negatives.
+        """
+        sums, self._sums = self._sums, torch.zeros_like(self._sums)
         all_reduce(sums)
+        sums[2:] -= sums[:2]
         return sums
 
 

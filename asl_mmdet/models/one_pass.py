@@ -118,7 +118,7 @@ class Outcome(NamedTuple):
         grad: (N, C), its derivative with respect to the logits, of their dtype.
         odd: 0-d bool, whether there is an index out of range, a soft label outside [0, 1], or, where ``hard``, a known
             label that is neither 0 nor 1.
-        sums: (4, C) or (4, 1), or empty: sum of p over positives, number of positives, the same two over negatives.
+        sums: (4, C) or (4, 1), or empty: sum of p over positives, number of positives, the same two over all.
     """
 
     loss: Tensor
@@ -271,8 +271,9 @@ def one_pass(
             sums = torch.stack([column.sum(0) for column in columns])
         else:
             sums = torch.stack([column.sum() for column in columns])[:, None]
-    # Row by row: a long sum of float32 loses digits.
-    return Outcome(loss.sum(1).sum() * scale, grad.to(logits.dtype), is_odd.any(), sums)
+    # A long sum of float32 loses digits.
+    total = loss.sum(dtype=torch.float64).to(z.dtype)
+    return Outcome(total * scale, grad.to(logits.dtype), is_odd.any(), sums)
 
 
 def compiled_pass(setting: Setting, *tensors: Tensor | None) -> Outcome:
@@ -297,8 +298,21 @@ def _kernel(setting: Setting, signature: tuple) -> Callable[..., Outcome]:
 
     code = run.__code__.replace(co_name='asymmetric_loss_pass')
     own = types.FunctionType(code, run.__globals__, code.co_name, None, run.__closure__)
-    # Sizes are symbols from the first call on: one kernel for all batches, and the same one after a restart.
-    return torch.compile(own, dynamic=True, fullgraph=True)
+    compiled = torch.compile(own, fullgraph=True)
+    called = False
+
+    def call(*tensors):
+        nonlocal called
+        if not called:
+            # Sizes are symbols from the first call on: one kernel for all batches, and the same one after a restart.
+            tensors = [None if tensor is None else tensor.detach() for tensor in tensors]
+            for tensor in tensors:
+                for dim in range(0 if tensor is None else tensor.ndim):
+                    torch._dynamo.maybe_mark_dynamic(tensor, dim)
+            called = True
+        return compiled(*tensors)
+
+    return call
 
 
 def eager_pass(

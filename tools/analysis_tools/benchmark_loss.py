@@ -77,6 +77,7 @@ def median_times(functions: dict[str, Callable[[], Tensor]], logits: Tensor, rou
         function().backward()
 
     def timed(function, repeats):
+        once(function)  # in the memory that the one before has left
         if logits.is_cuda:
             torch.cuda.synchronize()
         start = time.perf_counter()
