@@ -152,9 +152,11 @@ class ProbabilityStatistics:
 
     def add(self, sums: Tensor) -> None:
         """Adds ``Outcome.sums`` of a batch, (4, C), or (4, 1) where nobody keeps the classes apart."""
+        if sums.shape != self._sums.shape:
+            sums = sums.sum(1, keepdim=True)
         if self._sums.device != sums.device:
             self._sums = self._sums.to(sums.device)
-        self._sums += sums if self.by_class or sums.shape[1] == 1 else sums.sum(1, keepdim=True)
+        self._sums.add_(sums)
 
     def take(self) -> Tensor:
         """Sums over all processes since the last call, which every process has to make.

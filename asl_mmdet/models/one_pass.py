@@ -242,11 +242,11 @@ def one_pass(
         y = torch.where(known, targets.to(z.dtype), 0)
         is_odd = known & ~((y >= 0) & (y <= 1))
         factor = torch.where(is_odd, math.nan, known.to(z.dtype))
-    counted = known if targets.ndim == 2 else known[:, None]
+    counts = factor
     if weight is not None:
         weight = weight.to(z.dtype)
+        counts = torch.where(weight != 0, factor, 0)
         factor = factor * weight
-        counted = counted & (weight != 0)
 
     positive, positive_slope, negative, negative_slope, p = terms(
         z, is_positive, setting.gamma_pos, gamma_neg, clip, setting.detach_focusing
@@ -264,9 +264,12 @@ def one_pass(
 
     sums = z.new_empty(0)
     if setting.statistics is not None:
-        counts = counted.to(z.dtype).expand_as(z)
-        positives = counts * (y if is_positive is None else is_positive.to(z.dtype))
-        columns = (p * positives, positives, p * counts, counts)
+        counts = counts.expand_as(z)
+        all_p = p * counts
+        if is_positive is None:
+            columns = (all_p * y, counts * y, all_p, counts)
+        else:
+            columns = (torch.where(is_positive, all_p, 0), torch.where(is_positive, counts, 0), all_p, counts)
         if setting.statistics == 'class':
             sums = torch.stack([column.sum(0) for column in columns])
         else:
