@@ -1,16 +1,8 @@
 # A CSV of one's own, small enough for a CPU: photographs of MIRFLICKR at 128 pixels with 14 of its labels. Wanted are
 # data/mirflickr14/{images,train.csv,classes.txt}, the table with the columns image and labels (separated by ;).
-_base_ = [
-    '../_base_/asl_mmdet.py',
-    '../_base_/models/tresnet-l_asl.py',
-    '../_base_/datasets/multi_label_loaders.py',
-    '../_base_/multi_label_runtime.py',
-]
+_base_ = '../_base_/narrow_classifier.py'
 
-model = dict(
-    backbone=dict(arch=dict(_delete_=True, layers=(1, 1, 2, 1), width=0.25), init_cfg=None),
-    head=dict(num_classes=14, in_channels=512, thr=0.5),
-)
+model = dict(head=dict(num_classes=14))
 _data = dict(
     type='CSVMultiLabelDataset',
     data_root='data/mirflickr14/',
@@ -20,7 +12,6 @@ _data = dict(
 )
 train_dataloader = dict(
     batch_size=32,
-    num_workers=2,
     dataset=dict(
         **_data,
         holdout=dict(fraction=0.2, part='train'),
@@ -33,7 +24,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    num_workers=2,
     dataset=dict(
         **_data,
         holdout=dict(fraction=0.2, part='val'),
@@ -42,17 +32,10 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=5e-3, weight_decay=0.05),
-    paramwise_cfg=dict(flat_decay_mult=0.0),
-)
 param_scheduler = [
     dict(type='ScalableOneCycleLR', total_steps=20, pct_start=0.2, by_epoch=True, convert_to_iter_based=True)
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=20, val_interval=5)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+train_cfg = dict(max_epochs=20, val_interval=5)
 auto_scale_lr = dict(enable=False, base_batch_size=32)
 custom_hooks = [
     dict(type='RawAndEMAHook', metric='multi-label/mAP', momentum=0.003),

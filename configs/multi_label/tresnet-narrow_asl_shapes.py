@@ -1,15 +1,10 @@
 # make demo trains this, on the annotation file of fcos_tresnet-narrow_fpn_asl_shapes.py.
-_base_ = [
-    '../_base_/asl_mmdet.py',
-    '../_base_/models/tresnet-l_asl.py',
-    '../_base_/datasets/multi_label_loaders.py',
-    '../_base_/multi_label_runtime.py',
-]
+_base_ = '../_base_/narrow_classifier.py'
 
 model = dict(
     # The last stage's positions, 4 x 4, are larger than a shape.
-    backbone=dict(arch=dict(_delete_=True, layers=(1, 1, 2, 1), width=0.25), out_indices=(2,), init_cfg=None),
-    head=dict(num_classes=6, in_channels=256, thr=0.5),
+    backbone=dict(out_indices=(2,)),
+    head=dict(num_classes=6, in_channels=256),
 )
 _data = dict(
     type='CocoMultiLabelDataset',
@@ -19,7 +14,6 @@ _data = dict(
 )
 train_dataloader = dict(
     batch_size=8,
-    num_workers=2,
     dataset=dict(
         **_data,
         ann_file='annotations/train.json',
@@ -32,7 +26,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    num_workers=2,
     dataset=dict(
         **_data,
         ann_file='annotations/val.json',
@@ -42,17 +35,11 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2.5e-3, weight_decay=0.05),
-    paramwise_cfg=dict(flat_decay_mult=0.0),
-)
+optim_wrapper = dict(optimizer=dict(lr=2.5e-3))
 param_scheduler = [
     dict(type='ScalableOneCycleLR', total_steps=18, pct_start=0.2, by_epoch=True, convert_to_iter_based=True)
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=18, val_interval=6)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+train_cfg = dict(max_epochs=18, val_interval=6)
 randomness = dict(seed=0)
 default_hooks = dict(visualization=dict(interval=5))
 custom_hooks = [
