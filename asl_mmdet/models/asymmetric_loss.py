@@ -13,63 +13,53 @@ from mmengine.dist import all_reduce
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from .one_pass import Setting, choose_pass, elements, probability_sums
+from .fused_pass import choose_pass
+from .one_pass import Setting, add_counts, elements
 from .scale_gradient import scale_gradient
 
 EPS = torch.finfo(torch.float32).eps
 
 
 class _AsymmetricLoss(torch.autograd.Function):
-    """Loss and gradient in one pass: the backward pass only scales what the forward pass has found."""
+    """A loss whose gradient was found with it: the backward pass only scales that."""
 
     @staticmethod
-    def forward(ctx, logits, targets, weight, scale, gamma_neg, clip, setting, run):
-        # Times 1 / N a small gradient would be lost in float16, before the loss scale can save it.
-        folded_scale = scale if logits.dtype != torch.float16 else torch.full_like(scale, 256)
-        outcome = run(setting, logits.detach(), targets, weight, folded_scale, gamma_neg, clip)
-        # A hook may change these before the backward pass.
-        asymmetry = [None if tensor is None else tensor.clone() for tensor in (gamma_neg, clip)]
-        ctx.save_for_backward(outcome.grad, logits, targets, weight, scale, *asymmetry)
+    def forward(ctx, logits, outcome, inputs, left_over, setting, run):
+        # inputs: what the pass wants between logits and sums; left_over: the part of the scale that it was not given.
+        ctx.save_for_backward(outcome.grad, logits, left_over, *inputs)
         ctx.setting, ctx.run, ctx.given_away = setting, run, False
-        ctx.mark_non_differentiable(outcome.sums)
-        ctx.folded_scale = folded_scale
-        loss = outcome.loss if folded_scale is scale else outcome.loss * (scale / folded_scale)
-        return loss, outcome.sums
+        return outcome.loss if left_over is None else outcome.loss * left_over
 
     @staticmethod
-    def backward(ctx, grad_output, _):
+    def backward(ctx, grad_output):
         _refuse_double_backward()
-        grad, logits, targets, weight, scale, *asymmetry = ctx.saved_tensors
-        factor = grad_output if logits.dtype != torch.float16 else grad_output * (scale / ctx.folded_scale)
+        grad, logits, left_over, *inputs = ctx.saved_tensors
+        factor = grad_output if left_over is None else grad_output * left_over
         if torch.compiler.is_compiling():
-            return (grad * factor).to(grad.dtype), *[None] * 7
+            return (grad * factor).to(grad.dtype), *[None] * 5
         if ctx.given_away:
-            setting = ctx.setting._replace(statistics=None)
-            grad = ctx.run(setting, logits.detach(), targets, weight, ctx.folded_scale, *asymmetry).grad
+            grad = ctx.run(ctx.setting, logits.detach(), *inputs, None).grad
         ctx.given_away = True
         # In place: with retain_graph the next backward pass computes it anew.
         scale_gradient(grad, factor)
         # With a count of changes of its own: whoever changes it does not spoil the graph.
-        return grad.data, *[None] * 7
+        return grad.data, *[None] * 5
 
 
 class _AsymmetricLossElements(torch.autograd.Function):
     """The same without the sum."""
 
     @staticmethod
-    def forward(ctx, logits, targets, weight, gamma_neg, clip, setting):
-        loss, grad, p, y, known = elements(setting, logits, targets, weight, gamma_neg, clip)
-        sums = probability_sums(setting.statistics, p, y, known, weight)
+    def forward(ctx, logits, loss, grad):
         ctx.save_for_backward(grad)
         ctx.dtype = logits.dtype
-        ctx.mark_non_differentiable(sums)
-        return loss, sums
+        return loss
 
     @staticmethod
-    def backward(ctx, grad_output, _):
+    def backward(ctx, grad_output):
         _refuse_double_backward()
         (grad,) = ctx.saved_tensors
-        return (grad * grad_output).to(ctx.dtype), *[None] * 5
+        return (grad * grad_output).to(ctx.dtype), None, None
 
 
 def _refuse_double_backward() -> None:
@@ -118,23 +108,46 @@ def asymmetric_loss(
     if reduction not in ('sum', 'none'):
         raise ValueError(f"reduction={reduction!r} of asymmetric_loss must be 'sum' or 'none'; scale divides a sum")
     targets = _with_room_for_unknown(targets)
-    wanted = None if not statistics else 'class' if any(one.by_class for one in statistics) else 'total'
-    tensors = [value if torch.is_tensor(value) else None for value in (gamma_neg, clip)]
-    constants = [None if torch.is_tensor(value) else float(value) for value in (gamma_neg, clip)]
-    setting = Setting(float(gamma_pos), *constants, alpha, ignore_index, detach_focusing, hard=False, statistics=wanted)
+    gamma_neg, gamma_neg_tensor = (None, gamma_neg) if torch.is_tensor(gamma_neg) else (float(gamma_neg), None)
+    clip, clip_tensor = (None, clip) if torch.is_tensor(clip) else (float(clip), None)
+    hard = not targets.is_floating_point()
+    setting = Setting(float(gamma_pos), gamma_neg, clip, alpha, ignore_index, detach_focusing, hard)
+    sums = _sums_to_start_from(statistics, logits) if statistics else None
     if reduction == 'none':
-        loss, sums = _AsymmetricLossElements.apply(logits, targets, weight, *tensors, setting)
-        loss = loss * scale
+        with torch.no_grad():
+            loss, grad, counts = elements(setting, logits.detach(), targets, weight, gamma_neg_tensor, clip_tensor)
+            sums = add_counts(sums, counts()) if statistics else None
+        loss = _AsymmetricLossElements.apply(logits, loss, grad) * scale
     else:
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        if not torch.is_tensor(scale):
-            scale = torch.full((), scale, dtype=dtype, device=logits.device)
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        scale = torch.as_tensor(scale, dtype=dtype, device=logits.device)
+        # Times 1 / N a small gradient would be lost in float16, before the loss scale can save it.
+        folded, left_over = scale, None
+        if logits.dtype == torch.float16:
+            folded, left_over = torch.full_like(scale, 256), scale / 256
         run = choose_pass(logits, fused)
-        scale = scale.to(logits.device, dtype)
-        loss, sums = _AsymmetricLoss.apply(logits, targets, weight, scale, *tensors, setting, run)
-    for gathered in statistics:
-        gathered.add(sums)
+        inputs = (targets, weight, folded, gamma_neg_tensor, clip_tensor)
+        with torch.no_grad():
+            outcome = run(setting, logits.detach(), *inputs, sums)
+        if setting.gamma_neg is None or setting.clip is None:
+            # A hook may change these before the backward pass.
+            inputs = (*inputs[:3], *(None if tensor is None else tensor.clone() for tensor in inputs[3:]))
+        loss = _AsymmetricLoss.apply(logits, outcome, inputs, left_over, setting, run)
+        sums = outcome.sums
+    if len(statistics) == 1:
+        statistics[0].sums = sums
+    else:
+        for one in statistics:
+            one.sums = one.sums.to(sums.device) + (sums if one.by_class else sums.sum(1, keepdim=True))
     return loss
+
+
+def _sums_to_start_from(statistics: Sequence['ProbabilityStatistics'], logits: Tensor) -> Tensor:
+    """Those of the only one, so that the pass adds to them itself, or zeros for several."""
+    if len(statistics) == 1:
+        return statistics[0].sums.to(logits.device)
+    num_classes = logits.shape[1] if any(one.by_class for one in statistics) else 1
+    return torch.zeros(4, num_classes, dtype=torch.float64, device=logits.device)
 
 
 class ProbabilityStatistics:
@@ -144,39 +157,35 @@ class ProbabilityStatistics:
 
     Args:
         num_classes: C, to keep the classes apart.
+
+    Attributes:
+        sums: (4, C) or (4, 1), float64, of this process since the last ``take``: as that, but over all elements in
+            place of negatives.
+        paused: whether batches pass by.
     """
 
     def __init__(self, num_classes: int | None = None) -> None:
         self.by_class = num_classes is not None
-        self._sums = torch.zeros(4, num_classes or 1, dtype=torch.float64)
-
-    def add(self, sums: Tensor) -> None:
-        """Adds ``Outcome.sums`` of a batch, (4, C), or (4, 1) where nobody keeps the classes apart."""
-        if sums.shape != self._sums.shape:
-            sums = sums.sum(1, keepdim=True)
-        if self._sums.device != sums.device:
-            self._sums = self._sums.to(sums.device)
-        self._sums.add_(sums)
+        self.sums = torch.zeros(4, num_classes or 1, dtype=torch.float64)
+        self.paused = False
 
     def take(self) -> Tensor:
         """Sums over all processes since the last call, which every process has to make.
 
         Returns:
-            (4, C) or (4, 1), float64: sum of p over positives, number of positives, the same two over negatives.
+            (4, C) or (4, 1), float64: sum of p_t (eq. 9: p of positives, 1 - p of negatives) over positives, number of
+            positives, the same two over negatives.
         """
-        sums, self._sums = self._sums, torch.zeros_like(self._sums)
+        sums, self.sums = self.sums, torch.zeros_like(self.sums)
         all_reduce(sums)
         sums[2:] -= sums[:2]
         return sums
 
 
 def mean_probabilities(sums: Tensor) -> tuple[Tensor, Tensor]:
-    """p_t+ and p_t- of eq. 9, (C,) each, from ``ProbabilityStatistics.take``; NaN where there is no such sample.
-
-    p_t- is the mean of 1 - p, so that eq. 10's gap is their difference.
-    """
-    positive_p, positives, negative_p, negatives = sums
-    return positive_p / positives, 1 - negative_p / negatives
+    """p_t+ and p_t- of eq. 9, (C,) each, from ``ProbabilityStatistics.take``; NaN where there is no such sample."""
+    of_positives, positives, of_negatives, negatives = sums
+    return of_positives / positives, of_negatives / negatives
 
 
 @MODELS.register_module()
@@ -281,7 +290,7 @@ class AsymmetricLoss(nn.Module):
         self._statistics: list[ProbabilityStatistics] = []
 
     def observe(self, statistics: ProbabilityStatistics) -> None:
-        """Gives ``statistics`` the probabilities of every batch that is trained on from now on."""
+        """Gives ``statistics`` the probabilities of every batch that is trained on from now on, unless it is paused."""
         self._statistics.append(statistics)
 
     def make_adaptive(self, name: str, shape: tuple[int, ...], device: torch.device) -> None:
@@ -363,7 +372,7 @@ class AsymmetricLoss(nn.Module):
             detach_focusing=self.detach_focusing,
             reduction='none' if reduction == 'none' else 'sum',
             scale=scale,
-            statistics=self._statistics if self.training else (),
+            statistics=[one for one in self._statistics if not one.paused] if self.training else (),
             fused=self.fused,
         )
         # Labels out of range are NaN in the loss, which a CPU can look at.

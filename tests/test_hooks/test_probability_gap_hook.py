@@ -7,7 +7,7 @@ from torch import nn
 from asl_mmdet.models import AsymmetricLoss
 from asl_mmdet.models.asymmetric_loss import ProbabilityStatistics
 
-GAP = [dict(type='ProbabilityGapHook')]
+GAP = [dict(type='ProbabilityGapHook', every=1)]
 # Positives 0.9 and 0.5, negatives 0.2, 0.4, 0.1, 0.6; then one positive 0.3 and negatives 0.8, 0.3 beside an unknown.
 BATCHES = [
     ([[0.9, 0.2], [0.4, 0.5], [0.1, 0.6]], [[1, 0], [0, 1], [0, 0]]),
@@ -26,6 +26,17 @@ def test_several_batches_are_pooled_not_averaged(run_batches):
     _, scalars = run_batches(BATCHES, GAP, interval=2)
     assert scalars['p_t_pos'] == pytest.approx([1.7 / 3])
     assert scalars['p_t_neg'] == pytest.approx([1 - 2.4 / 6])
+
+
+def test_some_batches_and_that_of_the_line_are_watched(run_batches):
+    batches = [([[p, 0.1]], [[1, 0]]) for p in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)]
+    _, scalars = run_batches(batches, [dict(type='ProbabilityGapHook', every=3)], interval=4)
+    # The third and sixth, and the fourth and eighth, which have a line.
+    assert scalars['p_t_pos'] == pytest.approx([0.35, 0.7]) and scalars['gap'] == pytest.approx([-0.55, -0.2])
+    _, scalars = run_batches(batches, [dict(type='ProbabilityGapHook')], interval=2, work_dir='default')
+    assert scalars['p_t_pos'] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    with pytest.raises(ValueError, match='every=0 of ProbabilityGapHook'):
+        run_batches(batches, [dict(type='ProbabilityGapHook', every=0)])
 
 
 def test_several_losses_are_logged_as_they_are_not_smoothed(run_batches, tmp_path):

@@ -1,0 +1,130 @@
+"""``one_pass`` as single operations, for where there is no compiler, and for small batches."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .one_pass import Outcome, Setting, add_counts, elements, focal, focal_with_margin, is_zero, log1p
+
+# Elements of a block of rows: with what is made of them, about what the caches of a CPU hold.
+BLOCK = 131072
+
+
+def eager_pass(
+    setting: Setting,
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    scale: Tensor,
+    gamma_neg: Tensor | None,
+    clip: Tensor | None,
+    sums: Tensor | None,
+) -> Outcome:
+    """As ``one_pass``, on a CPU in blocks of rows."""
+    rows, num_classes = logits.shape
+    step = max(1, BLOCK // num_classes) if logits.device.type == 'cpu' else max(rows, 1)
+    if rows <= step:
+        loss, grad, sums = _block(setting, logits, targets, weight, gamma_neg, clip, sums)
+        return Outcome(loss * scale, (grad * scale).to(logits.dtype), sums)
+    grad = torch.empty_like(logits)
+    losses = []
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        part_weight = weight[part] if weight is not None and weight.ndim == 2 and len(weight) == rows else weight
+        loss, part_grad, sums = _block(setting, logits[part], targets[part], part_weight, gamma_neg, clip, sums)
+        losses.append(loss)
+        grad[part] = part_grad.mul_(scale)
+    return Outcome(torch.stack(losses).sum() * scale, grad, sums)
+
+
+def _block(
+    setting: Setting,
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    gamma_neg: Tensor | None,
+    clip: Tensor | None,
+    sums: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    if logits.device.type == 'cpu' and logits.numel():
+        found = _negatives_and_positives(setting, logits, targets, weight, gamma_neg, clip, sums)
+        if found is not None:
+            return found
+    loss, grad, counts = elements(setting, logits, targets, weight, gamma_neg, clip)
+    return loss.sum(), grad, None if sums is None else add_counts(sums, counts())
+
+
+def _negatives_and_positives(
+    setting: Setting,
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    gamma_neg: Tensor | None,
+    clip: Tensor | None,
+    sums: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """The same for what most batches hold: all as negatives, then the few positives in their places.
+
+    Returns:
+        as ``_block``; None where there is an unknown or soft label, a logit that is not finite, a margin for each
+        class, or a weight beside ``sums``.
+    """
+    index = _positives(targets, logits.shape[1], setting.ignore_index)
+    if index is None or clip is not None or (weight is not None and sums is not None):
+        return None
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32)).contiguous()
+    pos_weight, neg_weight = (1.0, 1.0) if setting.alpha is None else (setting.alpha, 1 - setting.alpha)
+    gamma_neg = setting.gamma_neg if gamma_neg is None else gamma_neg
+    clip = setting.clip
+
+    wrong, right = torch.sigmoid(z), torch.sigmoid(-z)
+    if is_zero(clip):
+        loss, grad = focal(right, wrong, F.logsigmoid(-z), gamma_neg, setting.detach_focusing)
+    else:
+        p_m = torch.relu(wrong - clip)
+        log = log1p(-p_m, right, clip)
+        loss, grad = focal_with_margin(right, wrong, p_m, log, gamma_neg, clip, setting.detach_focusing)
+    if neg_weight != 1:
+        loss.mul_(neg_weight)
+        grad.mul_(neg_weight)
+    right_of_positives = wrong.view(-1)[index]
+    positive, slope = focal(
+        right_of_positives,
+        right.view(-1)[index],
+        F.logsigmoid(z.view(-1)[index]),
+        setting.gamma_pos,
+        setting.detach_focusing,
+    )
+    loss.view(-1).index_copy_(0, index, pos_weight * positive)
+    grad.view(-1).index_copy_(0, index, -pos_weight * slope)
+    if weight is not None:
+        loss.mul_(weight)
+        grad.mul_(weight)
+
+    total = loss.sum()
+    # A sum of logits is finite where all are.
+    if not math.isfinite(total) or not math.isfinite(z.sum()):
+        return None
+    if sums is not None:
+        right.view(-1).index_copy_(0, index, right_of_positives)
+        places = index % sums.shape[1]
+        of_positives = torch.stack([right_of_positives, torch.ones_like(right_of_positives)])
+        of_all = torch.stack([right, torch.ones_like(right)]).sum(1 if sums.shape[1] > 1 else (1, 2)).view(2, -1)
+        batch = torch.cat([of_all.new_zeros(of_all.shape).index_add_(1, places, of_positives), of_all])
+        sums = sums + batch
+    return total, grad, sums
+
+
+def _positives(targets: Tensor, num_classes: int, ignore_index: int) -> Tensor | None:
+    """Their places among all N * C, (K,); None where a label is something else than positive or negative."""
+    if targets.ndim == 2:
+        labels = targets.reshape(-1)
+        index = labels.nonzero()[:, 0]
+        return index if bool((labels[index] == 1).all()) else None
+    low, high = torch.aminmax(targets)
+    if low < 0 or high > num_classes or low <= ignore_index <= high:
+        return None
+    rows = (targets < num_classes).nonzero()[:, 0]
+    return rows * num_classes + targets[rows]

@@ -1,0 +1,126 @@
+"""``one_pass`` as one kernel of torch.compile's, and the choice between that and single operations."""
+
+import functools
+import math
+import types
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .eager_pass import eager_pass
+from .one_pass import Outcome, Setting, one_pass
+
+# Elements from which on a CPU gains by the kernel; below, an eager pass takes less than a millisecond.
+WORTH_COMPILING = 8192
+# Rows and classes of the batch of zeros that a kernel is compiled with.
+EXAMPLE = (1024, 128)
+# Kinds of devices on which torch.compile was tried and failed.
+_WITHOUT_COMPILER: set[str] = set()
+
+
+def choose_pass(logits: Tensor, fused: bool | None) -> Callable[..., Outcome]:
+    if torch.compiler.is_compiling():
+        return one_pass
+    size = logits.numel()
+    if fused is None:
+        # By size and device alone, so that a resumed run computes what an uninterrupted one does.
+        worth_it = logits.is_cuda or (size >= WORTH_COMPILING and logits.device.type == 'cpu')
+        return _fused_where_possible if worth_it and size else eager_pass
+    return fused_pass if fused and size else eager_pass
+
+
+def _fused_where_possible(setting: Setting, logits: Tensor, *tensors: Tensor | None) -> Outcome:
+    device = logits.device.type
+    if device not in _WITHOUT_COMPILER:
+        try:
+            return fused_pass(setting, logits, *tensors)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # Where the caller is at fault, this raises too.
+            outcome = eager_pass(setting, logits, *tensors)
+            _WITHOUT_COMPILER.add(device)
+            warnings.warn(
+                f'AsymmetricLoss: torch.compile does not work on {device} here ({type(error).__name__}: '
+                f'{str(error).strip().splitlines()[0] if str(error).strip() else ""}), so the loss runs as single '
+                'operations, several times slower. A C++ compiler (CPU) or Triton (GPU) mends that; fused=False '
+                'chooses this way without a word.'
+            )
+            return outcome
+    return eager_pass(setting, logits, *tensors)
+
+
+def fused_pass(setting: Setting, logits: Tensor, targets: Tensor, *tensors: Tensor | None) -> Outcome:
+    """``one_pass`` as one kernel.
+
+    Labels of floating point are taken for 0 and 1 on a CPU, where a look at the loss costs little, and passed over once
+    more if some are not.
+    """
+    if not targets.is_floating_point() or logits.is_cuda:
+        return compiled_pass(setting._replace(hard=not targets.is_floating_point()), logits, targets, *tensors)
+    outcome = compiled_pass(setting, logits, targets, *tensors)
+    if not math.isfinite(outcome.loss):
+        outcome = compiled_pass(setting._replace(hard=False), logits, targets, *tensors)
+    return outcome
+
+
+def compiled_pass(setting: Setting, *tensors: Tensor | None) -> Outcome:
+    """
+    Raises:
+        Exception: whatever torch.compile raises without a working compiler.
+    """
+    tensors = [None if tensor is None else tensor.contiguous() for tensor in tensors]
+    # What torch makes a kernel of its own for, sizes of 1 among it.
+    kinds = [None if tensor is None else (tensor.dtype, *[min(n, 2) for n in tensor.shape]) for tensor in tensors]
+    device = tensors[0].device
+    state = (device, torch.is_autocast_enabled(device.type), torch.is_inference_mode_enabled(), torch.get_num_threads())
+    return _kernel(setting, *kinds, *state)(*tensors)
+
+
+@functools.cache
+def _kernel(setting: Setting, *signature) -> Callable[..., Outcome]:
+    """torch keeps eight kernels for one piece of code; here all that it tells apart has a piece of its own."""
+
+    def run(*tensors):
+        return one_pass(setting, *tensors)
+
+    code = run.__code__.replace(co_name='asymmetric_loss_pass')
+    own = types.FunctionType(code, run.__globals__, code.co_name, None, run.__closure__)
+    compiled = torch.compile(own, fullgraph=True, options=_options())
+    is_new = True
+
+    def call(*tensors):
+        nonlocal is_new
+        if is_new:
+            compiled(*(None if tensor is None else _example(i, tensor) for i, tensor in enumerate(tensors)))
+            is_new = False
+        return compiled(*tensors)
+
+    return call
+
+
+def _options() -> dict[str, str]:
+    """Lets the compiler of a CPU contract a * b + c, which it does not by itself; a GPU's does."""
+    contraction = 'cpp.enable_floating_point_contract_flag'
+    return {contraction: 'fast'} if contraction in torch._inductor.list_options() else {}
+
+
+def _example(position: int, tensor: Tensor) -> Tensor:
+    """Zeros whose sizes are symbols to torch.compile.
+
+    One kernel serves all batches so, the same one whatever came first: torch decides by the first sizes whether it uses
+    several threads, and keeps the kernel on disk.
+    """
+    rows, classes = EXAMPLE
+    sizes = (rows, classes)[2 - tensor.ndim :]
+    if position == 1 and tensor.ndim == 1:  # indices
+        sizes = (rows,)
+    if position == 6:  # probability sums
+        sizes = (4, classes)
+    zeros = tensor.new_zeros([min(size, own) if own < 2 else size for size, own in zip(sizes, tensor.shape)])
+    for dim, size in enumerate(sizes):
+        if size != 4:
+            torch._dynamo.maybe_mark_dynamic(zeros, dim)
+    return zeros
