@@ -8,6 +8,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -112,13 +113,14 @@ def training(config: str, root: Path, val: str, train: str) -> Iterator[subproce
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
     try:
         yield process
     finally:
-        process.terminate()
-        process.stdout.read()
+        os.killpg(process.pid, signal.SIGKILL)  # its workers, too
         process.wait()
+        process.stdout.close()
 
 
 def time_to_first_iteration(config: str, root: Path, **splits: str) -> float:
