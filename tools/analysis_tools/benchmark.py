@@ -61,7 +61,9 @@ def default_commands() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        'commands', nargs='*', help='tools of this folder with arguments, each in quotes: "benchmark_data.py --rounds 3"'
+        'commands',
+        nargs='*',
+        help='tools of this folder with their arguments, each in quotes: "benchmark_data.py --rounds 3"',
     )
     parser.add_argument('--out', type=Path, default=ROOT / 'docs/benchmarks.md')
     args = parser.parse_args()

@@ -223,7 +223,7 @@ def main() -> None:
         help="everything MultiLabelMetric has, once, with verified labels only; Open Images' size takes 4 GB",
     )
     parser.add_argument('--growth', type=Path, metavar='FIGURE', help='measure and draw cost by images and by classes')
-    parser.add_argument('--growth-images', type=int, nargs='+', action=Sizes, default=[1000, 3000, 10000, 30000, 100000])
+    parser.add_argument('--growth-images', type=int, nargs='+', action=Sizes, default=[1000, 3000, 10000, 30000, 90000])
     parser.add_argument(
         '--growth-classes', type=int, nargs='+', action=Sizes, default=[20, 80, 400, 2000, 9605, 32093]
     )

@@ -34,7 +34,7 @@ def median_times(functions: dict[str, Callable[[], object]], rounds: int) -> dic
 
 
 def slope(costs: dict[float, float]) -> float:
-    """Exponent k of cost ~ size ** k over the larger half of two sizes or more, where what does not grow weighs least."""
+    """Exponent k of cost ~ size ** k over the larger half of two or more sizes, where fixed costs weigh least."""
     sizes = sorted(costs)[min(len(costs) // 2, len(costs) - 2) :]
     return statistics.linear_regression([math.log(s) for s in sizes], [math.log(costs[s]) for s in sizes]).slope
 
