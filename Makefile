@@ -5,20 +5,21 @@ VENV ?= $(if $(filter onedl,$(STACK)),.venv,.venv-$(STACK))
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint clean
+.PHONY: help install demo test test-slow bench lint clean
 
 help:
 	@echo 'make install   the environment: torch, mmcv with its compiled ops, mmdet, the plugin'
 	@echo 'make demo      install, then a small data set, a training run, its evaluation and pictures'
 	@echo 'make test      install, then the test suite; one part of it: make test ARGS="-k loss"'
 	@echo 'make test-slow the tests that take minutes each, the demo among them'
+	@echo 'make bench     all benchmarks, some minutes on a machine that does nothing else; writes docs/benchmarks.md'
 	@echo 'make lint      ruff, where it is installed'
 	@echo 'make clean     remove .venv, .venv-openmmlab and work_dirs; the compiled ops stay in the cache'
 	@echo
 	@echo 'PYTHON=python3.11   the Python (3.10 to 3.12) that a new environment is made from'
 	@echo 'STACK=openmmlab     the packages of January 2024 instead of the maintained ones, in .venv-openmmlab'
 	@echo 'VENV=/path/to/env   an environment that is there already, venv or conda; its torch is kept'
-	@echo 'ARGS="..."          more arguments for tools/demo.py, pytest or ruff'
+	@echo 'ARGS="..."          more arguments for tools/demo.py, pytest, tools/analysis_tools/benchmark.py or ruff'
 
 install:
 	@command -v $(PYTHON) >/dev/null || \
@@ -33,6 +34,9 @@ test: install
 
 test-slow: install
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)
+
+bench: install
+	$(VENV)/bin/python tools/analysis_tools/benchmark.py $(ARGS)
 
 lint:
 	@command -v ruff >/dev/null || { echo 'ruff is missing: install it with pip install ruff' >&2; exit 1; }

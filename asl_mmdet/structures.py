@@ -9,6 +9,9 @@ from torch import Tensor
 
 GROUND_TRUTH = ('gt_label', 'gt_negative', 'gt_unknown')
 
+# torch.compiler.disable, except that it imports the compiler, half a second, at the first call only.
+never_compiled = torch._disable_dynamo
+
 
 class MultiLabelDataSample(BaseDataElement):
     """Labels as class indices, never as a dense vector; the names are mmpretrain's where it has one.
@@ -24,7 +27,7 @@ class MultiLabelDataSample(BaseDataElement):
     counts as negative; 0 means unknown, absent means 1.
     """
 
-    @torch.compiler.disable
+    @never_compiled
     def to(self, *args, **kwargs) -> 'MultiLabelDataSample':
         """As of any data element, but ground truth stays where it is, and as it is.
 
@@ -42,7 +45,7 @@ class MultiLabelDataSample(BaseDataElement):
         return moved
 
 
-@torch.compiler.disable
+@never_compiled
 def dense_targets(
     data_samples: Sequence[MultiLabelDataSample], num_classes: int, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor | None]:
@@ -93,7 +96,7 @@ def dense_targets(
     return targets, weights
 
 
-@torch.compiler.disable
+@never_compiled
 def index_targets(
     data_samples: Sequence[MultiLabelDataSample], num_classes: int, device: torch.device | None = None
 ) -> Tensor:

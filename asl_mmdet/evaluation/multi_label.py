@@ -217,7 +217,7 @@ def official_mean_average_precision(ranking: Ranking) -> float:
     Its AP divides by P + 1e-8, and ranks equal scores in whichever order its sort leaves them; here they are ranked as
     in :func:`rank_positives`. Where every class has a positive it equals mAP to within 1e-8.
     """
-    positives = torch.from_numpy(np.bincount(ranking.group, minlength=ranking.num_groups))
+    positives = torch.from_numpy(np.bincount(ranking.group, minlength=ranking.num_groups)).double()
     return (average_precision(ranking).nan_to_num() * positives / (positives + 1e-8)).mean().item()
 
 
