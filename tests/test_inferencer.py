@@ -11,6 +11,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
+from asl_mmdet.fast_inference import fast_inference
 from asl_mmdet.inferencer import MultiLabelInferencer
 from tests.conftest import ROOT, run_tool
 
@@ -259,7 +260,8 @@ def test_tool_finds_objects(shapes, infer, tmp_path):
     one = found[0]['objects'][0]
     assert set(one) == {'label', 'index', 'score', 'box'} and len(one['box']) == 4
     assert len(list((tmp_path / 'pictures').iterdir())) == 3
-    status, _ = infer(*common, '--out', tmp_path / 'out.csv', '--cfg-options', 'model.test_cfg.score_thr=0')
+    options = ('--fuse-conv-bn', '--cfg-options', 'model.test_cfg.score_thr=0')
+    status, _ = infer(*common, '--out', tmp_path / 'out.csv', *options)
     assert status == 0
     with open(tmp_path / 'out.csv', newline='') as file:
         rows = list(csv.DictReader(file))
@@ -270,6 +272,20 @@ def test_tool_finds_objects(shapes, infer, tmp_path):
 def test_tool_prints_what_is_not_written(trained, infer):
     status, printed = infer(trained / 'images', trained / 'config.py', trained / 'checkpoint.pth')
     assert status == 0 and re.search(r'd\.png: green 0\.9\d\n', printed) and '4 of 4 images\n' in printed
+
+
+@pytest.mark.parametrize(('options', 'compiled'), [(['--fuse-conv-bn'], [False]), (['--compile'], [True]), ([], [])])
+def test_tool_is_faster_on_request(trained, infer, monkeypatch, options, compiled):
+    asked = []
+
+    def folds(model, compile):
+        asked.append(compile)
+        return fast_inference(model)
+
+    monkeypatch.setattr('asl_mmdet.fast_inference.fast_inference', folds)
+    status, printed = infer(trained / 'images', trained / 'config.py', trained / 'checkpoint.pth', *options)
+    assert status == 0 and re.search(r'd\.png: green 0\.9\d\n', printed)
+    assert asked == compiled
 
 
 def test_tool_names_what_is_wrong(trained, infer, tmp_path):
