@@ -1,6 +1,7 @@
 """What import asl_mmdet and the doctor say on stacks that cannot work, each faked by packages before the real ones."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -21,6 +22,20 @@ def fake(folder, **contents):
 def run(folder, *arguments):
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(folder), os.environ.get('PYTHONPATH', '')])}
     return subprocess.run([sys.executable, *arguments], text=True, capture_output=True, env=env)
+
+
+def test_import_needs_no_network_and_tests_have_none():
+    code = (
+        'import socket, sys\n'
+        'def refuse(*_, **__): sys.exit("network")\n'
+        'for name in ("connect", "connect_ex", "sendto"): setattr(socket.socket, name, refuse)\n'
+        'socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse\n'
+        'import asl_mmdet, asl_mmdet.doctor; print(asl_mmdet.__version__)'
+    )
+    done = subprocess.run([sys.executable, '-c', code], text=True, capture_output=True)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    with socket.socket() as probe, pytest.raises(AssertionError, match='connects to'):
+        probe.connect(('192.0.2.1', 80))
 
 
 @pytest.mark.parametrize(

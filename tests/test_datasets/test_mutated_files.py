@@ -168,7 +168,7 @@ def load_detection(root):
     """As tools/train.py does: the check, then mmdet's data set."""
     config = ConfigDict(
         type='CocoDataset', ann_file='coco.json', data_root=str(root), data_prefix=dict(img=''),
-        metainfo=dict(classes=('dog', 'person', 'tooth brush')), pipeline=[], filter_cfg=dict(filter_empty_gt=True),
+        metainfo=dict(classes=('dog', 'person', 'tooth brush')), pipeline=[], serialize_data=False, filter_cfg=dict(filter_empty_gt=True),
     )  # fmt: skip
     guard_detection_data(ConfigDict(dataset=config), [dict(type='CocoMetric', ann_file=str(root / 'coco.json'))], False)
     with contextlib.redirect_stdout(None):
