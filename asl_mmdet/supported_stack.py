@@ -25,9 +25,12 @@ def stack_faults() -> Iterator[tuple[str, Exception | None]]:
     except ImportError as error:
         if 'libGL' in str(error):
             yield (
-                'OpenCV does not find libGL: apt-get install libgl1, or replace opencv-python by '
-                'opencv-python-headless of the same version'
-            ), error
+                (
+                    'OpenCV does not find libGL: apt-get install libgl1, or replace opencv-python by '
+                    'opencv-python-headless of the same version'
+                ),
+                error,
+            )
         else:
             yield f'OpenCV cannot be imported ({error}): pip install opencv-python-headless', error
     for name, minimum in MINIMUM_VERSIONS.items():
@@ -51,12 +54,18 @@ def _ops_faults():
         importlib.import_module('mmcv._ext')
     except ModuleNotFoundError as error:
         yield (
-            "mmcv is installed without its compiled ops (pip's ready-made wheel has none), which mmdet needs; they are "
-            f'compiled against the installed torch: {INSTALL}'
-        ), error
+            (
+                "mmcv is installed without its compiled ops (pip's ready-made wheel has none), which mmdet needs; they "
+                f'are compiled against the installed torch: {INSTALL}'
+            ),
+            error,
+        )
     except ImportError as error:
         reason = ' '.join(str(error).split())
-        yield f'the ops of mmcv do not load beside this torch, since they were compiled for another ({reason}): {INSTALL}', error
+        yield (
+            f'the ops of mmcv do not load beside this torch, compiled for another ({reason}): {INSTALL}',
+            error,
+        )
 
 
 def _not_installed(name: str, missing: str) -> str:

@@ -57,7 +57,10 @@ def test_import_needs_no_network_and_tests_have_none():
             dict(mmdet="raise AssertionError('MMCV==2.3.6 is used but incompatible.\\nPlease install mmcv')"),
             'mmdet is installed but cannot be imported (AssertionError: MMCV==2.3.6 is used but incompatible. Please',
         ),
-        (dict(torch="raise OSError('libcudart.so.12: cannot open')"), 'torch is installed but cannot be imported (OSErr'),
+        (
+            dict(torch="raise OSError('libcudart.so.12: cannot open')"),
+            'torch is installed but cannot be imported (OSErr',
+        ),
         (dict(cv2="raise ImportError('libGL.so.1: cannot open shared object file')"), 'apt-get install libgl1'),
     ],
 )

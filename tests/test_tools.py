@@ -368,17 +368,25 @@ def spoil_picture(data):
 
 SPOILT = {
     'no JSON': (lambda content, _: json.dumps(content)[:-30], 'train.json is not a JSON file'),
-    'a box of NaN': (lambda content, _: content['annotations'][0].update(bbox=[1, 2, math.nan, 4]), 'has bbox .1, 2, nan'),
+    'a box of NaN': (
+        lambda content, _: content['annotations'][0].update(bbox=[1, 2, math.nan, 4]),
+        'has bbox .1, 2, nan',
+    ),
     'another class': (lambda content, _: content['categories'][0].update(name='circel'), "no class 'circle' .did you"),
     'another order': (lambda content, _: content['categories'].reverse(), 'lists its categories in the order'),
     'outside': (lambda content, _: content['images'][0].update(file_name='../x.png'), "names '../x.png', .* outside"),
-    'missing': (lambda content, _: content['images'][0].update(file_name='x.png'), '1 of 16 images .* do not exist.*x.png'),
+    'missing': (
+        lambda content, _: content['images'][0].update(file_name='x.png'),
+        '1 of 16 images .* do not exist.*x.png',
+    ),
     'an empty picture': (spoil_picture(b''), r'train/\S+ cannot be read: the file is empty'),
     'a page': (spoil_picture(b'<html>404</html>'), r'train/\S+ cannot be read: AssertionError: failed to load'),
 }
 
 
-@pytest.mark.parametrize('what', ['no JSON', 'an empty picture', *(pytest.param(w, marks=pytest.mark.slow) for w in SPOILT)])
+@pytest.mark.parametrize(
+    'what', ['no JSON', 'an empty picture', *(pytest.param(w, marks=pytest.mark.slow) for w in SPOILT)]
+)
 def test_bad_data_of_a_detector_end_in_one_line(shapes, tmp_path, what):
     spoil, message = SPOILT[what]
     folder = spoilt_shapes(shapes, tmp_path / 'data', spoil)
@@ -404,6 +412,8 @@ def test_faults_in_an_annotation_file_of_a_detector(shapes, tmp_path, what):
             guard_detection_data(loader, [], False)
     if what == 'outside':
         (tmp_path / 'data/x.png').touch()
-        guard_detection_data(loader, [ConfigDict(type='CocoMetric', ann_file=f'{tmp_path}/data/annotations/val.json')], True)
+        guard_detection_data(
+            loader, [ConfigDict(type='CocoMetric', ann_file=f'{tmp_path}/data/annotations/val.json')], True
+        )
         with pytest.raises(AnnotationError, match='there is no annotation file .*none.json'):
             guard_detection_data(loader, [ConfigDict(type='CocoMetric', ann_file=f'{tmp_path}/none.json')], True)

@@ -50,7 +50,9 @@ def wheels(requirements: list[str], options: list[str]) -> dict[str, set[str]]:
 
 
 def write(name: str, entries: dict[str, set[str]]) -> None:
-    lines = [' \\\n'.join([entry, *(f'    --hash=sha256:{d}' for d in sorted(entries[entry]))]) for entry in sorted(entries)]
+    lines = [
+        ' \\\n'.join([entry, *(f'    --hash=sha256:{d}' for d in sorted(entries[entry]))]) for entry in sorted(entries)
+    ]
     (FOLDER / f'{name}.lock').write_text(HEAD + '\n'.join(lines) + '\n')
 
 

@@ -34,7 +34,10 @@ class CocoMultiLabelDataset(MultiLabelDataset):
 
 
 def read_coco_json(path: str, keys: Sequence[str] | None = None) -> dict:
-    """Lists ``images``, ``annotations`` and ``categories``, or those of ``keys``, without the outlines, which are most of COCO's files.
+    """Lists ``images``, ``annotations`` and ``categories``, without the outlines, which are most of COCO's files.
+
+    Args:
+        keys: what must be there instead of the three.
 
     Raises:
         AnnotationError: not JSON, or another format.

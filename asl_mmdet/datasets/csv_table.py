@@ -142,7 +142,9 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         if len(set(header)) < len(header):
             self._refuse(f'line 1 names a column twice: {_short(header)}', 'header=False, if that line is data')
         if len(header) == 1:
-            self._refuse(f'one column only, {quoted(header[0])}', "delimiter=';' or whatever stands between the columns")
+            self._refuse(
+                f'one column only, {quoted(header[0])}', "delimiter=';' or whatever stands between the columns"
+            )
         return header, first
 
     def _image_column(self, header):
@@ -211,7 +213,8 @@ class CSVMultiLabelDataset(MultiLabelDataset):
                         mark = marks.get(cells[column].strip().lower())
                     if mark is None:
                         raise AnnotationError(
-                            f'{self.ann_file}, line {line}, column {quoted(header[column])}: {quoted(cells[column])} is not 1, 0 '
+                            f'{self.ann_file}, line {line}, column {quoted(header[column])}: '
+                            f'{quoted(cells[column])} is not 1, 0 '
                             'or -1. '
                             + (
                                 'label_column=... says which columns hold labels'
@@ -348,7 +351,8 @@ class CSVMultiLabelDataset(MultiLabelDataset):
                 place = f'{self.ann_file}, line {first_lines[token]}: '
                 if form == 'indices':
                     raise AnnotationError(
-                        f'{place}index {label[:80]} lies outside [{self.index_base}, {len(classes) - 1 + self.index_base}]'
+                        f'{place}index {label[:80]} lies outside [{self.index_base}, '
+                        f'{len(classes) - 1 + self.index_base}]'
                         + ('. index_base=1 counts from 1' if label == str(len(classes)) and not self.index_base else '')
                     )
                 whole = '' if separator else '. Each cell is read as one label: label_separator=... splits it'

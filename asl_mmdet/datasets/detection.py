@@ -77,7 +77,7 @@ def check_coco_detection(
     must_have_boxes: bool = False,
     allow_outside: bool = False,
 ) -> None:
-    """What mmdet's ``CocoDataset`` and pycocotools need, and would otherwise pass over in silence or end in a traceback.
+    """What mmdet's ``CocoDataset`` and pycocotools need; they pass over its lack in silence, or end in a traceback.
 
     Args:
         folder: of the images.
@@ -101,7 +101,7 @@ def check_coco_detection(
     if order != list(classes):
         raise AnnotationError(
             f'{path} lists its categories in the order {quoted(order)}, which mmdet numbers them by, and '
-            f'metainfo=dict(classes=...) in the order {quoted(list(classes))}: give the classes in the order of the file'
+            f'metainfo=dict(classes=...) in the order {quoted(list(classes))}: give them in the order of the file'
         )
     _check_entries(content, path)
     chosen = {entry['id'] for entry in content['categories'] if entry['name'] in set(classes)}
@@ -148,14 +148,17 @@ def _check_entries(content, path):
             )
         if not _is_number(area) or entry.get('iscrowd', 0) not in (0, 1):
             raise AnnotationError(
-                f'{path}: annotation {quoted(own)} has area {quoted(area)} and iscrowd {quoted(entry.get("iscrowd", 0))}, '
+                f'{path}: annotation {quoted(own)} has area {quoted(area)} and iscrowd '
+                f'{quoted(entry.get("iscrowd", 0))}, '
                 'not a finite number, and 0 or 1'
             )
 
 
 def _is_number(value) -> bool:
     # Beyond float32 a box is infinite.
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30 and math.isfinite(value)
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30 and math.isfinite(value)
+    )
 
 
 def _leaves(dataset: ConfigDict) -> Iterator[ConfigDict]:

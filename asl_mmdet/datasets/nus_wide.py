@@ -60,9 +60,7 @@ class NUSWideDataset(MultiLabelDataset):
                 names.append(name)
                 lists.append(columns_of_cell[cell])
         if self.split not in splits:
-            raise AnnotationError(
-                f'{self.ann_file} has no split {self.split!r}; its splits: {quoted(sorted(splits))}'
-            )
+            raise AnnotationError(f'{self.ann_file} has no split {self.split!r}; its splits: {quoted(sorted(splits))}')
         try:
             encoded = encode_names(names)
         except AnnotationError as error:
@@ -83,5 +81,7 @@ class NUSWideDataset(MultiLabelDataset):
         classes = self.METAINFO['classes']
         unknown = next((label for label in labels if label not in classes), None)
         if unknown is not None:
-            raise AnnotationError(f"{place}{quoted(unknown)} is none of NUS-WIDE's 81 concepts{suggestion(unknown, classes)}")
+            raise AnnotationError(
+                f"{place}{quoted(unknown)} is none of NUS-WIDE's 81 concepts{suggestion(unknown, classes)}"
+            )
         return [classes.index(label) for label in labels]

@@ -108,6 +108,8 @@ class VOCMultiLabelDataset(MultiLabelDataset):
                 )
             difficult = (entry.findtext('difficult') or '0').strip()
             if difficult not in found:
-                raise AnnotationError(f'{path}: difficult is {quoted(difficult)} for an object {quoted(name)}, neither 0 nor 1')
+                raise AnnotationError(
+                    f'{path}: difficult is {quoted(difficult)} for an object {quoted(name)}, neither 0 nor 1'
+                )
             found[difficult].add(self.METAINFO['classes'].index(name))
         return found['0'], found['1']

@@ -11,6 +11,7 @@ import math
 import posixpath
 import random
 import re
+import sys
 from collections import Counter
 
 import numpy as np
@@ -34,9 +35,19 @@ COCO = dict(
     info=dict(year=2014),
     images=[dict(id=i, file_name=f'a/{i:03d}.jpg', height=10, width=20) for i in (42, 73, 74, 136)],
     annotations=[
-        dict(id=1, image_id=42, category_id=18, iscrowd=0, bbox=[0.5, 0, 5, 5], area=25, segmentation=[[0, 0, 5, 0, 5, 5]]),
+        dict(
+            id=1,
+            image_id=42,
+            category_id=18,
+            iscrowd=0,
+            bbox=[0.5, 0, 5, 5],
+            area=25,
+            segmentation=[[0, 0, 5, 0, 5, 5]],
+        ),
         dict(id=2, image_id=42, category_id=1, iscrowd=0, bbox=[1, 1, 5, 5.25], area=25, segmentation=[]),
-        dict(id=4, image_id=74, category_id=1, iscrowd=1, bbox=[0, 0, 5, 5], area=25, segmentation=dict(counts=[0, 200])),
+        dict(
+            id=4, image_id=74, category_id=1, iscrowd=1, bbox=[0, 0, 5, 5], area=25, segmentation=dict(counts=[0, 200])
+        ),
     ],
     categories=[dict(id=18, name='dog'), dict(id=1, name='person'), dict(id=90, name='tooth brush')],
 )
@@ -45,16 +56,35 @@ HERBARIUM = dict(
     annotations=[dict(id=i, image_id=i, category_id=c) for i, c in ((42, 18), (73, 1), (74, 1), (136, 90))],
     categories=[dict(id=i, name=name, family='Poa') for i, name in ((18, 'Poa annua'), (1, 'Poa'), (90, 'Poa'))],
 )
-HUMAN = '000002b66c9c498e,verification,/m/01g317,1\n000002b66c9c498e,verification,/m/0dzct,0\n0001eeaf4aed83f9,crowdsource,/m/0cmf2,1\n'
+HUMAN = (
+    '000002b66c9c498e,verification,/m/01g317,1\n'
+    '000002b66c9c498e,verification,/m/0dzct,0\n'
+    '0001eeaf4aed83f9,crowdsource,/m/0cmf2,1\n'
+)
 MACHINE = '000002b66c9c498e,machine,/m/01g317,0.9\n0001eeaf4aed83f9,machine,/m/0dzct,0.1\n'
 HEADER = 'ImageID,Source,LabelName,Confidence\n'
 NAMES = 'image,labels\na.jpg,dog;tree\nb/c.jpg,\n"d,e.jpg",sky\n'
 COLUMNS = 'image,dog,tree,sky\na.jpg,1,1,0\nb.jpg,0,0,-1\nc.jpg,0,1,1\n'
 INDICES = 'image,labels\na.jpg,0 2\nb.jpg,1\nc.jpg,\n'
-NUS = "filepath,label,split_name\n'images/1.jpg',\"['clouds', 'sky']\",train\nimages/2.jpg,\"['person']\",val\nimages/3.jpg,[],train\n"
-XML = '<annotation><folder>VOC2007</folder><object><name>dog</name><difficult>0</difficult><bndbox><xmin>1</xmin></bndbox></object><object><name>person</name><difficult>1</difficult></object></annotation>'
-OPEN_IMAGES = {'labels.csv': HEADER + HUMAN, 'machine.csv': HEADER + MACHINE, 'classes.csv': 'LabelName,DisplayName\n/m/01g317,Person\n/m/0dzct,Human face\n/m/0cmf2,Airplane\n'}
-open_images = dict(type=OpenImagesMultiLabelDataset, ann_file='labels.csv', machine_file='machine.csv', class_file='classes.csv')
+NUS = (
+    'filepath,label,split_name\n'
+    "'images/1.jpg',\"['clouds', 'sky']\",train\n"
+    'images/2.jpg,"[\'person\']",val\n'
+    'images/3.jpg,[],train\n'
+)
+XML = (
+    '<annotation><folder>VOC2007</folder>'
+    '<object><name>dog</name><difficult>0</difficult><bndbox><xmin>1</xmin></bndbox></object>'
+    '<object><name>person</name><difficult>1</difficult></object></annotation>'
+)
+OPEN_IMAGES = {
+    'labels.csv': HEADER + HUMAN,
+    'machine.csv': HEADER + MACHINE,
+    'classes.csv': 'LabelName,DisplayName\n/m/01g317,Person\n/m/0dzct,Human face\n/m/0cmf2,Airplane\n',
+}
+open_images = dict(
+    type=OpenImagesMultiLabelDataset, ann_file='labels.csv', machine_file='machine.csv', class_file='classes.csv'
+)
 VOC = {'ImageSets/Main/trainval.txt': '000005\n000007\n', 'Annotations/000005.xml': XML, 'Annotations/000007.xml': XML}
 voc = dict(type=VOCMultiLabelDataset)
 named = dict(type=CSVMultiLabelDataset, ann_file='table.csv')
@@ -65,7 +95,11 @@ FORMATS = {
     'CSV of names': ({'table.csv': NAMES}, 'table.csv', named),
     'CSV of columns': ({'table.csv': COLUMNS}, 'table.csv', named),
     'CSV of indices': ({'table.csv': INDICES}, 'table.csv', dict(named, metainfo=dict(classes=['dog', 'tree', 'sky']))),
-    'class list': ({'table.csv': NAMES, 'names.txt': 'dog\ntree\nsky\n'}, 'names.txt', dict(named, metainfo=dict(classes='names.txt'))),
+    'class list': (
+        {'table.csv': NAMES, 'names.txt': 'dog\ntree\nsky\n'},
+        'names.txt',
+        dict(named, metainfo=dict(classes='names.txt')),
+    ),
     'NUS-WIDE': ({'nus.csv': NUS}, 'nus.csv', dict(type=NUSWideDataset, ann_file='nus.csv')),
     'Open Images': (OPEN_IMAGES, 'labels.csv', open_images),
     'Open Images machine': (OPEN_IMAGES, 'machine.csv', open_images),
@@ -77,9 +111,12 @@ DETECTION = dict(COCO, categories=[dict(id=18, name='dog'), dict(id=1, name='per
 FORMATS['detection'] = ({'coco.json': json.dumps(DETECTION)}, 'coco.json', 'detection')
 TOKEN = re.compile(rb'"[^"\n]*"|[\w./]+|[^\w]')
 ODD = [
-    b'', b'0', b'-1', b'1', b'1.5', b'NaN', b'-Infinity', b'1e999', b'9' * 25, b'9' * 5000, b'null', b'true', b'""', b'[]', b'{}', b'[[1]]',
-    b'"../../x.jpg"', b'../x.jpg', b'/etc/passwd', b'C:\\x.jpg', b'\0', b'"\\u0000"', b'"\\ud800"', b'\xff', b'\xef\xbb\xbf', b'\xc3\xa9', b'"',
-    b"'", b',', b';', b'\n', b'\r', b'\t', b' ', b'<', b'&x;', b'<!ENTITY x "y">', b'<![CDATA[', b'dog', b'x' * 70000, b'[' * 5000, b'<a>' * 5000,
+    b'', b'0', b'-1', b'1', b'1.5', b'NaN', b'-Infinity', b'1e999', b'9' * 25, b'9' * 5000, b'null', b'true', b'""',
+    b'[]', b'{}', b'[[1]]',
+    b'"../../x.jpg"', b'../x.jpg', b'/etc/passwd', b'C:\\x.jpg', b'\0', b'"\\u0000"', b'"\\ud800"', b'\xff',
+    b'\xef\xbb\xbf', b'\xc3\xa9', b'"',
+    b"'", b',', b';', b'\n', b'\r', b'\t', b' ', b'<', b'&x;', b'<!ENTITY x "y">', b'<![CDATA[',
+    b'dog', b'x' * 70000, b'[' * 5000, b'<a>' * 5000,
     b'{"a":' * 5000, b'\xe2\x80\xa8', b'1_0', b'\xd9\xa3', b'(' * 500,
 ]  # fmt: skip
 
@@ -118,8 +155,44 @@ def broken(data: bytes, seed: int) -> bytes:
     return data
 
 
-VALUES = [None, True, False, 0, 1, -1, 42, 18, 2**63, 10**40, 0.5, 42.0, math.nan, -math.inf, '', ' ', '1', 'dog', 'a/042.jpg', '../x.jpg']
-VALUES += ['/etc/passwd', 'a//./073.jpg', 'a/../074.jpg', '\\', 'x' * 5000, '\ud800', '\0', '\n', [], {}, [[]], [1, 2, 3], [1, 2, 3, None], {'a': 1}]
+VALUES = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    42,
+    18,
+    2**63,
+    10**40,
+    0.5,
+    42.0,
+    math.nan,
+    -math.inf,
+    '',
+    ' ',
+    '1',
+    'dog',
+    'a/042.jpg',
+    '../x.jpg',
+]
+VALUES += [
+    '/etc/passwd',
+    'a//./073.jpg',
+    'a/../074.jpg',
+    '\\',
+    'x' * 5000,
+    '\ud800',
+    '\0',
+    '\n',
+    [],
+    {},
+    [[]],
+    [1, 2, 3],
+    [1, 2, 3, None],
+    {'a': 1},
+]
 
 
 def change_value(content, draw):
@@ -168,7 +241,8 @@ def load_detection(root):
     """As tools/train.py does: the check, then mmdet's data set."""
     config = ConfigDict(
         type='CocoDataset', ann_file='coco.json', data_root=str(root), data_prefix=dict(img=''),
-        metainfo=dict(classes=('dog', 'person', 'tooth brush')), pipeline=[], serialize_data=False, filter_cfg=dict(filter_empty_gt=True),
+        metainfo=dict(classes=('dog', 'person', 'tooth brush')), pipeline=[],
+        serialize_data=False, filter_cfg=dict(filter_empty_gt=True),
     )  # fmt: skip
     guard_detection_data(ConfigDict(dataset=config), [dict(type='CocoMetric', ann_file=str(root / 'coco.json'))], False)
     with contextlib.redirect_stdout(None):
@@ -219,7 +293,9 @@ def outcome(name, seed, root):
     if name == 'COCO':
         infos = [dataset.get_data_info(i) for i in range(len(dataset))]
         loaded = {
-            info['img_path'].removeprefix(f'{root}/'): {dataset.metainfo['classes'][label] for label in info['gt_label']}
+            info['img_path'].removeprefix(f'{root}/'): {
+                dataset.metainfo['classes'][label] for label in info['gt_label']
+            }
             for info in infos
         }
         assert loaded == labels_by_hand(json.loads((root / file).read_bytes().decode('utf-8-sig', 'replace')))
@@ -240,7 +316,7 @@ def outcomes(root, cases):
         write(folder, files)
         check_whole(load(folder, config), folder)
         # A hang would end in a traceback here; quoting and searching for similar names are where one could be.
-        faulthandler.dump_traceback_later(1200, exit=True)
+        faulthandler.dump_traceback_later(1200, exit=True, file=sys.__stderr__)
         counts[name] = Counter(outcome(name, seed, folder) for seed in range(cases))
         faulthandler.cancel_dump_traceback_later()
     return counts
@@ -256,4 +332,7 @@ def test_thousands_of_broken_files_load_or_are_refused_in_one_line(tmp_path, qui
     counts = outcomes(tmp_path, 2000)
     with capsys.disabled():
         for name, count in counts.items():
-            print(f'\n{name}: {count.total():,} broken files, {count["refused"]:,} refused, {count["loaded"]:,} loaded', end='')
+            print(
+                f'\n{name}: {count.total():,} broken files, {count["refused"]:,} refused, {count["loaded"]:,} loaded',
+                end='',
+            )

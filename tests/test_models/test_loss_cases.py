@@ -136,7 +136,9 @@ def check_case(seed, shapes=SHAPES):
     scale = abs(factor).max(initial=0) * 2
     result = value.detach().double().numpy()
     if options['reduction'] == 'none':
-        np.testing.assert_allclose(result[sure], expected[sure], rtol=5 * single, atol=scale * single, err_msg=str(seed))
+        np.testing.assert_allclose(
+            result[sure], expected[sure], rtol=5 * single, atol=scale * single, err_msg=str(seed)
+        )
     else:
         # Beside the corner p = m a float32 is off by what it resolves there, once for each element at most.
         atol = 5 * single * abs(expected).sum() + scale * single * (1 + (~sure).sum() * 0.01)
