@@ -16,6 +16,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from .datasets import AnnotationError
+from .datasets.detection import guard_detection_data
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +49,16 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def build_runner(cfg: Config) -> Runner:
+def build_runner(cfg: Config, *splits: str) -> Runner:
+    """The Runner of a config; the data that the detectors of these splits (train, val, test) read are checked first."""
+    for split in splits:
+        if cfg.get(f'{split}_dataloader'):
+            evaluators = cfg.get(f'{split}_evaluator') or []
+            guard_detection_data(
+                cfg[f'{split}_dataloader'],
+                evaluators if isinstance(evaluators, list) else [evaluators],
+                cfg.get('allow_outside', False),
+            )
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 

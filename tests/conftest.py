@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,21 @@ def run_tool(*command, cwd=ROOT, env=None, timeout=600):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
+
+
+@pytest.fixture(autouse=True, scope='session')
+def no_network():
+    """Nothing in the suite connects to another machine."""
+    connect = socket.socket.connect
+
+    def connect_to_loopback(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ('127.0.0.1', '::1', 'localhost'):
+            raise AssertionError(f'a test connects to {address}')
+        return connect(self, address)
+
+    socket.socket.connect = socket.socket.connect_ex = connect_to_loopback
+    yield
+    del socket.socket.connect, socket.socket.connect_ex
 
 
 @pytest.fixture(scope='session')

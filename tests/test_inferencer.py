@@ -244,6 +244,7 @@ def test_tool_finds_objects(shapes, infer, tmp_path):
     for file in pictures:
         (images / file.name).write_bytes(file.read_bytes())
     (images / 'broken.jpg').write_text('no image')
+    (images / 'empty.jpg').touch()
     common = (images, ROOT / 'configs' / name, tmp_path / 'detector.pth', '--score-thr', '0', '--batch-size', '2')
     status, printed = infer(
         *common,
@@ -254,7 +255,8 @@ def test_tool_finds_objects(shapes, infer, tmp_path):
         '--cfg-options',
         'model.test_cfg.score_thr=0',
     )
-    assert status == 0 and '3 of 4 images' in printed and 'broken.jpg' in printed
+    assert status == 0 and '3 of 5 images' in printed and 'broken.jpg cannot be read' in printed
+    assert 'empty.jpg cannot be read: the file is empty' in printed
     found = json.loads((tmp_path / 'out.json').read_text())
     assert [result['image'] for result in found] == [str(images / file.name) for file in pictures]
     one = found[0]['objects'][0]

@@ -542,6 +542,46 @@ def test_borrowed_environment_is_refused_before_anything_changes(tmp_path, monke
 # -- the pins
 
 
+def test_the_lock_holds_the_pins_and_a_hash_for_each_package():
+    from packaging.requirements import Requirement
+
+    def read(name):
+        text = re.sub(r' \\\n +', ' ', (ROOT / f'requirements/{name}.lock').read_text())
+        entries = [line.split(' --hash=sha256:') for line in text.splitlines() if line[:1] != '#']
+        assert all(re.fullmatch('[0-9a-f]{64}', digest) for _, *digests in entries for digest in digests)
+        assert all(len(digests) >= 1 for _, *digests in entries)
+        return dict(entry[0].split('==') for entry in entries)
+
+    pins, lock = setup_env.read_pins('onedl'), read('onedl')
+    mmcv = setup_env.STACKS['onedl'][0]
+    assert {**lock, **read(mmcv)}.items() >= {name: pins[name] for name in pins if name != 'torch'}.items()
+    # torch is installed before, for the CPU or CUDA; mmcv is compiled.
+    assert 'torch' not in lock and mmcv not in lock and setup_env.TIMM.split('==') == ['timm', lock['timm']]
+    built_with = read('build')
+    for tool in setup_env.BUILD_TOOLS:
+        assert built_with[tool.split('==')[0]] in Requirement(tool).specifier
+    # Nothing that a locked package asks for is missing.
+    sys.path.insert(0, str(ROOT / 'tools'))
+    import licences
+
+    if (3, 11) <= sys.version_info[:2] and 'onedl-mmdetection' in licences.dependencies():
+        assert licences.dependencies().keys() - {licences.normal(name) for name in lock} == {'torch', mmcv}
+
+
+@pytest.mark.parametrize(
+    'stack, version, platform, locked',
+    [
+        ('onedl', (3, 11), 'linux-x86_64', True),
+        ('onedl', [3, 12], 'linux-x86_64', True),
+        ('onedl', (3, 10), 'linux-x86_64', False),
+        ('onedl', (3, 11), 'linux-aarch64', False),
+        ('openmmlab', (3, 11), 'linux-x86_64', False),
+    ],
+)
+def test_the_lock_is_for_what_it_was_made_on(stack, version, platform, locked):
+    assert setup_env.is_locked(stack, dict(version=version, platform=platform)) == locked
+
+
 @pytest.mark.parametrize('stack', ['onedl', 'openmmlab'])
 def test_pins_are_exact_and_lie_in_the_ranges_of_setup_py(stack):
     from packaging.requirements import Requirement

@@ -1,6 +1,7 @@
 """tools/ as their users run them: real processes on a small data set of shapes."""
 
 import json
+import math
 import os
 import pickle
 import re
@@ -14,7 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.registry import DATASETS
+from mmengine.config import Config, ConfigDict
 
+from asl_mmdet.datasets import AnnotationError
+from asl_mmdet.datasets.detection import guard_detection_data
 from asl_mmdet.evaluation import MultiLabelMetric
 from tests.conftest import ROOT, run_tool
 
@@ -342,3 +347,73 @@ def test_slurm_starts_one_task_a_gpu(tmp_path):
             '--launcher slurm --resume'
         ).split()
     )
+
+
+# ------------------------------------------------------------------------------------------------ bad data of detectors
+
+
+def spoilt_shapes(shapes, folder, spoil):
+    """A copy of the shapes whose training data ``spoil(content, folder)`` has changed."""
+    shutil.copytree(shapes, folder)
+    path = folder / 'annotations/train.json'
+    content = json.loads(path.read_text())
+    text = spoil(content, folder)
+    path.write_text(text if isinstance(text, str) else json.dumps(content))
+    return folder
+
+
+def spoil_picture(data):
+    return lambda content, folder: (folder / 'train' / content['images'][0]['file_name']).write_bytes(data) and None
+
+
+SPOILT = {
+    'no JSON': (lambda content, _: json.dumps(content)[:-30], 'train.json is not a JSON file'),
+    'a box of NaN': (
+        lambda content, _: content['annotations'][0].update(bbox=[1, 2, math.nan, 4]),
+        'has bbox .1, 2, nan',
+    ),
+    'another class': (lambda content, _: content['categories'][0].update(name='circel'), "no class 'circle' .did you"),
+    'another order': (lambda content, _: content['categories'].reverse(), 'lists its categories in the order'),
+    'outside': (lambda content, _: content['images'][0].update(file_name='../x.png'), "names '../x.png', .* outside"),
+    'missing': (
+        lambda content, _: content['images'][0].update(file_name='x.png'),
+        '1 of 16 images .* do not exist.*x.png',
+    ),
+    'an empty picture': (spoil_picture(b''), r'train/\S+ cannot be read: the file is empty'),
+    'a page': (spoil_picture(b'<html>404</html>'), r'train/\S+ cannot be read: AssertionError: failed to load'),
+}
+
+
+@pytest.mark.parametrize(
+    'what', ['no JSON', 'an empty picture', *(pytest.param(w, marks=pytest.mark.slow) for w in SPOILT)]
+)
+def test_bad_data_of_a_detector_end_in_one_line(shapes, tmp_path, what):
+    spoil, message = SPOILT[what]
+    folder = spoilt_shapes(shapes, tmp_path / 'data', spoil)
+    command = ['tools/train.py', CONFIG, '--work-dir', tmp_path / 'work']
+    done = run_tool(*command, *on(folder, 'train_cfg.max_epochs=1', 'train_dataloader.num_workers=1'))
+    assert done.returncode == 1 and 'Traceback' not in done.stdout, done.stdout
+    assert re.search(message, done.stdout.strip().splitlines()[-1]), done.stdout[-2000:]
+
+
+@pytest.mark.parametrize('what', SPOILT)
+def test_faults_in_an_annotation_file_of_a_detector(shapes, tmp_path, what):
+    spoil, message = SPOILT[what]
+    dataset = Config.fromfile(CONFIG).train_dataloader.dataset
+    dataset.data_root = f'{spoilt_shapes(shapes, tmp_path / "data", spoil)}/'
+    loader = ConfigDict(dataset=ConfigDict(type='RepeatDataset', times=2, dataset=dataset))
+    if what in ('an empty picture', 'a page'):
+        guard_detection_data(loader, [], False)
+        dataset = DATASETS.build(dataset)
+        with pytest.raises(AnnotationError, match=message):
+            [dataset[i] for i in range(len(dataset))]
+    else:
+        with pytest.raises(AnnotationError, match=message):
+            guard_detection_data(loader, [], False)
+    if what == 'outside':
+        (tmp_path / 'data/x.png').touch()
+        guard_detection_data(
+            loader, [ConfigDict(type='CocoMetric', ann_file=f'{tmp_path}/data/annotations/val.json')], True
+        )
+        with pytest.raises(AnnotationError, match='there is no annotation file .*none.json'):
+            guard_detection_data(loader, [ConfigDict(type='CocoMetric', ann_file=f'{tmp_path}/none.json')], True)

@@ -13,6 +13,7 @@ from mmengine.config import Config, DictAction
 from rich.progress import track
 
 from asl_mmdet.checkpoint import read_checkpoint
+from asl_mmdet.datasets import AnnotationError, LoadNamedImage
 from asl_mmdet.fast_inference import fast_inference
 from asl_mmdet.inferencer import MultiLabelInferencer, image_files
 from asl_mmdet.models import ImageClassifier
@@ -96,18 +97,15 @@ def detect(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[lis
     if args.fuse_conv_bn or args.compile:
         fast_inference(inferencer.model, args.compile)
     classes = inferencer.model.dataset_meta['classes']
-    results, skipped = [], []
+    load, results, skipped = LoadNamedImage(), [], []
     for start in track(range(0, len(files), args.batch_size), description='Inference'):
         batch = {}
         for file in files[start : start + args.batch_size]:
             try:
-                image = mmcv.imread(file)
-            except OSError:
-                image = None
-            if image is None:
+                batch[file] = load(dict(img_path=file))['img']
+            except AnnotationError as error:
+                print(error, file=sys.stderr)
                 skipped.append(file)
-            else:
-                batch[file] = image
         if not batch:
             continue
         found = inferencer(

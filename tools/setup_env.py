@@ -28,6 +28,8 @@ STACKS = {
     'onedl': ('onedl-mmcv', 'onedl-mmengine', 'onedl-mmdetection'),
     'openmmlab': ('mmcv', 'mmengine', 'mmdet'),
 }
+# Every file of these stacks, on Linux for x86_64 and these Pythons, is checked against a hash.
+LOCKED = {'onedl': ((3, 11), (3, 12))}
 SAME_IMPORTS = ('mmcv-full', 'mmcv-lite')
 # mmcv 2.1.0 is built with pkg_resources, which setuptools 82 no longer has.
 BUILD_TOOLS = ('setuptools==80.10.2', 'wheel', 'ninja', 'packaging')
@@ -354,12 +356,15 @@ def wheel_with_ops(key, cache, build):
     return wheel
 
 
-def compile_mmcv(python, requirement, archs, cuda_home, working, log):
+def compile_mmcv(python, requirement, archs, cuda_home, working, log, locked=False):
     """Compile mmcv's source distribution against the torch of `python`; returns the wheel."""
+    name = requirement.split('==')[0]
+    source = ['-r', lock_file(name)] if os.path.exists(lock_file(name)) else [requirement]
+    build_tools = ['--require-hashes', '-r', lock_file('build')] if locked else list(BUILD_TOOLS)
     tools, out, scratch = [os.path.join(working, name) for name in ('tools', 'wheel', 'scratch')]
     os.makedirs(scratch)
     # Beside the environment, not in it: a borrowed one keeps its own setuptools.
-    run([python, '-m', 'pip', 'install', '--no-input', '--target', tools] + list(BUILD_TOOLS), 'build tools', log)
+    run([python, '-m', 'pip', 'install', '--no-input', '--target', tools] + build_tools, 'build tools', log)
     env = dict(
         os.environ,
         MMCV_WITH_OPS='1',
@@ -398,11 +403,11 @@ def compile_mmcv(python, requirement, archs, cuda_home, working, log):
             '--no-deps',
             '--no-cache-dir',
             '--no-binary',
-            requirement.split('==')[0],
+            name,
             '--wheel-dir',
             out,
-            requirement,
-        ],
+        ]
+        + source,
         'compiling ' + requirement,
         log,
         env=env,
@@ -426,6 +431,15 @@ def compile_jobs():
 def read_pins(stack):
     with open(os.path.join(ROOT, 'requirements', stack + '.txt')) as lines:
         return dict(re.match(r'([\w.-]+)==(\S+)', line).groups() for line in lines if re.match(r'[\w.-]+==', line))
+
+
+def lock_file(name):
+    return os.path.join(ROOT, 'requirements', name + '.lock')
+
+
+def is_locked(stack, found):
+    """Whether requirements/<stack>.lock was made for this Python and this kind of machine."""
+    return found['platform'] == 'linux-x86_64' and tuple(found['version'][:2]) in LOCKED.get(stack, ())
 
 
 def describe(python):
@@ -480,7 +494,9 @@ def ops_fit(python, for_gpu):
 def recipe(stack):
     """A hash of everything that says what is installed, and how."""
     digest = hashlib.sha256(ROOT.encode())
-    for part in ('setup.py', os.path.join('requirements', stack + '.txt'), os.path.join('tools', 'setup_env.py')):
+    locks = sorted(glob.glob(os.path.join(glob.escape(ROOT), 'requirements', '*.lock')))
+    parts = ['setup.py', os.path.join('requirements', stack + '.txt'), os.path.join('tools', 'setup_env.py')]
+    for part in parts + (locks if stack in LOCKED else []):
         with open(os.path.join(ROOT, part), 'rb') as content:
             digest.update(content.read())
     return digest.hexdigest()
@@ -644,7 +660,13 @@ def install(env, stack, cache):
         def build(working, build_log):
             check_tools(found['version'], found['headers'], False, True)
             return compile_mmcv(
-                python, f'{mmcv}=={pins[mmcv]}', archs, check_nvcc(cuda) if archs else None, working, build_log
+                python,
+                f'{mmcv}=={pins[mmcv]}',
+                archs,
+                check_nvcc(cuda) if archs else None,
+                working,
+                build_log,
+                is_locked(stack, found),
             )
 
         wheel = wheel_with_ops(key, cache, build)
@@ -659,11 +681,12 @@ def install(env, stack, cache):
     constraints = os.path.join(notes, 'constraints.txt')
     with open(constraints, 'w') as lines:
         lines.writelines(f'{name}=={version}\n' for name, version in sorted(dict(pins, **kept).items()))
-    run(
-        pip + ['-c', constraints, '-e', f'{ROOT}[{stack},test]'],
-        f'the {stack} stack, the plugin, what the tests need',
-        log,
-    )
+    what = f'the {stack} stack, the plugin, what the tests need'
+    if is_ours(env) and is_locked(stack, found):
+        run(pip + ['--require-hashes', '--no-deps', '-r', lock_file(stack)], what + ', each checked by its hash', log)
+        run(pip + ['--no-deps', '--no-build-isolation', '-e', ROOT], 'the plugin', log)
+    else:
+        run(pip + ['-c', constraints, '-e', f'{ROOT}[{stack},test]'], what, log)
     mend_opencv(env, pip, log)
     torch_now = torch_in(env)[0]
     if torch_now != torch:

@@ -30,7 +30,7 @@ def main() -> None:
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     with exit_on_bad_data():
-        runner = build_runner(cfg)
+        runner = build_runner(cfg, 'test')
         if args.out:
             runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(args.out)))
         runner.test()

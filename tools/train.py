@@ -41,7 +41,7 @@ def main() -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     with exit_on_bad_data():
-        build_runner(cfg).train()
+        build_runner(cfg, 'train', 'val').train()
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 from .coco import CocoMultiLabelDataset
 from .csv_table import CSVMultiLabelDataset
+from .detection import LoadNamedImage
 from .formatting import PackMultiLabelInputs
 from .herbarium import HerbariumDataset
 from .label_index import AnnotationError
@@ -13,6 +14,7 @@ __all__ = [
     'CSVMultiLabelDataset',
     'CocoMultiLabelDataset',
     'HerbariumDataset',
+    'LoadNamedImage',
     'MultiLabelDataset',
     'NUSWideDataset',
     'OpenImagesMultiLabelDataset',

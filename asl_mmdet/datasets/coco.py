@@ -1,11 +1,12 @@
 """MS-COCO 2014 and 2017 as a multi-label set, from the instances JSON that detectors are trained on."""
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 from mmdet.registry import DATASETS
 
-from .label_index import AnnotationError, LabelIndex, Ragged, encode_names
+from .label_index import AnnotationError, LabelIndex, Ragged, encode_names, quoted
 from .multi_label import MultiLabelDataset
 
 
@@ -32,8 +33,11 @@ class CocoMultiLabelDataset(MultiLabelDataset):
         return LabelIndex(names, classes, dict(gt_label=labels), ids)
 
 
-def read_coco_json(path: str) -> dict:
+def read_coco_json(path: str, keys: Sequence[str] | None = None) -> dict:
     """Lists ``images``, ``annotations`` and ``categories``, without the outlines, which are most of COCO's files.
+
+    Args:
+        keys: what must be there instead of the three.
 
     Raises:
         AnnotationError: not JSON, or another format.
@@ -55,7 +59,7 @@ def read_coco_json(path: str) -> dict:
         content = json.loads(text, object_hook=without_outlines)
     except (ValueError, RecursionError) as error:
         raise AnnotationError(f'{path} is not a JSON file: {error}') from None
-    for key in ('images', 'annotations', 'categories'):
+    for key in keys or ('images', 'annotations', 'categories'):
         entries = content.get(key) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise AnnotationError(
@@ -92,7 +96,7 @@ def coco_arrays(content: dict, path: str) -> tuple[tuple[str, ...], np.ndarray, 
         if repeated:
             raise AnnotationError(
                 f'{path}: in {table!r} {repeated} {key} occur twice, such as '
-                f'{_first_repeated(entry[key] for entry in content[table])!r}'
+                f'{quoted(_first_repeated(entry[key] for entry in content[table]))}'
             )
     rows, columns = [], []
     for i, entry in enumerate(content['annotations']):
@@ -103,11 +107,11 @@ def coco_arrays(content: dict, path: str) -> tuple[tuple[str, ...], np.ndarray, 
         except (KeyError, TypeError):
             known = len(rows) > len(columns)
             raise AnnotationError(
-                f'{path}: annotation {entry.get("id", f"no. {i}")} is of '
+                f'{path}: annotation {quoted(entry["id"]) if "id" in entry else f"no. {i}"} is of '
                 + (
-                    f'category_id {category!r}, which "categories" does not declare'
+                    f'category_id {quoted(category)}, which "categories" does not declare'
                     if known
-                    else f'image_id {image!r}, which "images" does not declare'
+                    else f'image_id {quoted(image)}, which "images" does not declare'
                 )
             ) from None
     try:
@@ -126,7 +130,7 @@ def _get(entry, key, kind, table, i, path):
     value = entry.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise AnnotationError(
-            f'{path}: {table}[{i}] has {key} {value!r}' if key in entry else f'{path}: {table}[{i}] has no {key}'
+            f'{path}: {table}[{i}] has {key} {quoted(value)}' if key in entry else f'{path}: {table}[{i}] has no {key}'
         )
     return value
 

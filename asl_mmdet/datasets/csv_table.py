@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 from mmdet.registry import DATASETS
 
-from .label_index import AnnotationError, LabelIndex, Ragged, encode_names
+from .label_index import AnnotationError, LabelIndex, Ragged, encode_names, quoted
 from .multi_label import MultiLabelDataset, one_of, suggestion
 
 IMAGE_COLUMNS = (
@@ -138,11 +138,13 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         header, first = rows
         picture = next((cell for cell in header if re.search(r'\.(jpe?g|png|bmp|webp|tiff?|gif)$', cell, re.I)), None)
         if picture:
-            self._refuse(f'line 1 names a picture, {picture!r}: is there no header?', 'header=False')
+            self._refuse(f'line 1 names a picture, {quoted(picture)}: is there no header?', 'header=False')
         if len(set(header)) < len(header):
             self._refuse(f'line 1 names a column twice: {_short(header)}', 'header=False, if that line is data')
         if len(header) == 1:
-            self._refuse(f'one column only, {header[0]!r}', "delimiter=';' or whatever stands between the columns")
+            self._refuse(
+                f'one column only, {quoted(header[0])}', "delimiter=';' or whatever stands between the columns"
+            )
         return header, first
 
     def _image_column(self, header):
@@ -172,9 +174,9 @@ class CSVMultiLabelDataset(MultiLabelDataset):
             wrong = next((column for column in columns if first[column].lower() not in ('', *MARKS)), None)
             if listed or wrong is not None:
                 reason = (
-                    f'besides columns of other contents stands {listed[0]!r}'
+                    f'besides columns of other contents stands {quoted(listed[0])}'
                     if listed
-                    else f'column {header[wrong]!r} begins with {first[wrong]!r}, and no 0/1 column does'
+                    else f'column {quoted(header[wrong])} begins with {quoted(first[wrong])}, and no 0/1 column does'
                 )
                 self._refuse(
                     f'{others}, and {reason}',
@@ -211,7 +213,8 @@ class CSVMultiLabelDataset(MultiLabelDataset):
                         mark = marks.get(cells[column].strip().lower())
                     if mark is None:
                         raise AnnotationError(
-                            f'{self.ann_file}, line {line}, column {header[column]!r}: {cells[column]!r} is not 1, 0 '
+                            f'{self.ann_file}, line {line}, column {quoted(header[column])}: '
+                            f'{quoted(cells[column])} is not 1, 0 '
                             'or -1. '
                             + (
                                 'label_column=... says which columns hold labels'
@@ -279,7 +282,7 @@ class CSVMultiLabelDataset(MultiLabelDataset):
             cell = cells[column].strip()
             if cell[:1] in ('[', '{', '('):
                 self._refuse(
-                    f'line {line}: {cell[:40]!r} looks like a Python list',
+                    f'line {line}: {quoted(cell)} looks like a Python list',
                     "plain text such as 'dog;tree', or NUSWideDataset for the file of the ASL authors",
                 )
             for separator in SEPARATORS:
@@ -307,7 +310,7 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         if labels[-1] == '':
             labels.pop()
         if '' in labels and separator != ' ':
-            raise AnnotationError(f'{self.ann_file}, line {line}: {cell[:80]!r} has an empty label')
+            raise AnnotationError(f'{self.ann_file}, line {line}: {quoted(cell)} has an empty label')
         return [label for label in labels if label]
 
     def _form(self, vocabulary, first_lines, separator):
@@ -318,12 +321,12 @@ class CSVMultiLabelDataset(MultiLabelDataset):
             example = next(iter(vocabulary))
             if classes is None:
                 self._refuse(
-                    f'labels are numbers such as {example!r}',
+                    f'labels are numbers such as {quoted(example)}',
                     "metainfo=dict(classes=[...]) if they are indices, label_form='names' if they are names",
                 )
             if set(vocabulary) <= set(classes) and list(classes) != [str(column) for column in range(len(classes))]:
                 self._refuse(
-                    f'labels are numbers such as {example!r}, and so are the names in classes',
+                    f'labels are numbers such as {quoted(example)}, and so are the names in classes',
                     "label_form='names' or 'indices'",
                 )
             if separator is None and set(vocabulary) <= {'0', '1'}:
@@ -342,18 +345,19 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         }
         columns = np.empty(len(vocabulary), dtype=np.int64)
         for label, token in vocabulary.items():
-            key = str(int(label)) if form == 'indices' and label.isdigit() and label.isascii() else label
+            key = (label.lstrip('0') or '0') if form == 'indices' and label.isdigit() and label.isascii() else label
             columns[token] = column_of_name.get(key, -1)
             if columns[token] < 0 and (form == 'indices' or self.other_labels == 'error'):
                 place = f'{self.ann_file}, line {first_lines[token]}: '
                 if form == 'indices':
                     raise AnnotationError(
-                        f'{place}index {label} lies outside [{self.index_base}, {len(classes) - 1 + self.index_base}]'
+                        f'{place}index {label[:80]} lies outside [{self.index_base}, '
+                        f'{len(classes) - 1 + self.index_base}]'
                         + ('. index_base=1 counts from 1' if label == str(len(classes)) and not self.index_base else '')
                     )
                 whole = '' if separator else '. Each cell is read as one label: label_separator=... splits it'
                 raise AnnotationError(
-                    f'{place}{label!r} is none of the {len(classes):,} classes'
+                    f'{place}{quoted(label)} is none of the {len(classes):,} classes'
                     f"{suggestion(label, classes)}; other_labels='ignore' leaves such labels out"
                     f'{whole}'
                 )
@@ -377,7 +381,7 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         if not self.merge_rows:
             again = int(np.flatnonzero(first[inverse] != np.arange(len(names)))[0])
             raise AnnotationError(
-                f'{self.ann_file}: image {names[again].decode()!r} stands in lines '
+                f'{self.ann_file}: image {quoted(names[again].decode())} stands in lines '
                 f'{lines[first[inverse[again]]]} and {lines[again]} ({len(names) - len(unique):,} '
                 'such lines). merge_rows=True is for one row per label'
             )
@@ -388,4 +392,4 @@ class CSVMultiLabelDataset(MultiLabelDataset):
 
 
 def _short(cells):
-    return ', '.join(repr(cell[:40]) for cell in cells[:12]) + (' ...' if len(cells) > 12 else '')
+    return ', '.join(quoted(cell[:40]) for cell in cells[:12]) + (' ...' if len(cells) > 12 else '')

@@ -31,9 +31,10 @@ class HerbariumDataset(MultiLabelDataset):
 
     def _parse(self):
         content = read_coco_json(self.ann_file)
-        count_of_name = Counter(entry.get('name') for entry in content['categories'])
-        for entry in content['categories']:
-            if count_of_name[entry.get('name')] > 1:
+        named = [entry for entry in content['categories'] if isinstance(entry.get('name'), str)]
+        count_of_name = Counter(entry['name'] for entry in named)
+        for entry in named:
+            if count_of_name[entry['name']] > 1:
                 entry['name'] = f'{entry["name"]} ({entry.get("id")})'
         classes, names, ids, rows, columns = coco_arrays(content, self.ann_file)
         counts = np.bincount(np.asarray(rows, dtype=np.int64), minlength=len(names))

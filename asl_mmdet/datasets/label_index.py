@@ -3,6 +3,7 @@ processes share the arrays with their parent through fork."""
 
 import posixpath
 import re
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Union
@@ -11,6 +12,16 @@ import numpy as np
 
 CHUNK = 1 << 20
 LISTS = ('gt_label', 'gt_negative', 'gt_unknown')
+
+
+class _Quote(reprlib.Repr):
+    def __init__(self):
+        super().__init__()
+        self.maxstring = self.maxother = 80
+        self.maxlevel = 2
+
+
+quoted = _Quote().repr  # of what a file holds, at most a line long
 
 
 class AnnotationError(ValueError):
@@ -180,7 +191,7 @@ def encode_names(names: Iterable[str]) -> np.ndarray:
         except UnicodeEncodeError:
             encoded = b''
         if not encoded.strip() or len(encoded) > 1024 or b'\0' in encoded:
-            raise AnnotationError(f'{name[:80]!r} is not the name of an image file')
+            raise AnnotationError(f'{quoted(name)} is not the name of an image file')
         chunk.append(encoded)
         if len(chunk) == CHUNK:
             chunks.append(np.array(chunk, dtype='S'))

@@ -18,7 +18,7 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 
 from .index_cache import cached_index
-from .label_index import CHUNK, AnnotationError, LabelIndex, normalize_names
+from .label_index import CHUNK, AnnotationError, LabelIndex, normalize_names, quoted
 
 
 class MultiLabelDataset(BaseDataset):
@@ -128,7 +128,10 @@ class MultiLabelDataset(BaseDataset):
     @classmethod
     def _load_metainfo(cls, metainfo: dict | None = None) -> dict:
         given = metainfo and metainfo.get('classes')
-        metainfo = super()._load_metainfo(metainfo)
+        try:
+            metainfo = super()._load_metainfo(metainfo)
+        except UnicodeDecodeError as error:
+            raise AnnotationError(f'metainfo: {given} is not a text file in UTF-8: {error}') from None
         classes = metainfo.get('classes')
         if isinstance(classes, str):
             raise AnnotationError(
@@ -141,9 +144,9 @@ class MultiLabelDataset(BaseDataset):
             wrong = [name for name in classes if not isinstance(name, str)]
             repeated = [name for name, count in Counter(classes).items() if count > 1]
             if wrong:
-                raise AnnotationError(f'metainfo: classes holds {wrong[0]!r}, which is not a name')
+                raise AnnotationError(f'metainfo: classes holds {quoted(wrong[0])}, which is not a name')
             if repeated:
-                raise AnnotationError(f'metainfo: classes names {repeated[0]!r} twice')
+                raise AnnotationError(f'metainfo: classes names {quoted(repeated[0])} twice')
             if not classes:
                 raise AnnotationError('metainfo: classes is empty')
             metainfo['classes'] = tuple(classes)
@@ -203,17 +206,7 @@ class MultiLabelDataset(BaseDataset):
         return [column_of_name[name] for name in wanted]
 
     def _find_missing(self, names):
-        """(N,) bool, from one listing of each folder."""
-        listings, missing = {}, np.zeros(len(names), dtype=bool)
-        root = os.fsencode(self.image_folder)
-        for start in range(0, len(names), CHUNK):
-            for row, name in enumerate(names[start : start + CHUNK].tolist(), start):
-                folder, slash, base = name.rpartition(b'/')
-                folder += slash
-                listing = listings.get(folder)
-                if listing is None:
-                    listing = listings[folder] = _list_folder(osp.join(root, folder) or b'.')
-                missing[row] = base not in listing
+        missing = missing_files(self.image_folder, names)
         count = np.count_nonzero(missing)
         if count:
             first = [osp.join(self.image_folder, name.decode()) for name in names[missing][:3]]
@@ -385,12 +378,27 @@ def one_of(name, value, choices):
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1) if len(known) < 10000 else []
+    close = difflib.get_close_matches(name, known, n=1) if len(known) < 10000 and len(name) < 100 else []
     return f' (did you mean {close[0]!r}?)' if close else ''
 
 
 def _held_out(names, fraction):
     return np.fromiter((zlib.crc32(name) < fraction * 2**32 for name in names.tolist()), dtype=bool, count=len(names))
+
+
+def missing_files(root: str, names: np.ndarray) -> np.ndarray:
+    """(N,) bool for (N,) bytes, names of files in ``root``; from one listing of each folder."""
+    listings, missing = {}, np.zeros(len(names), dtype=bool)
+    root = os.fsencode(root)
+    for start in range(0, len(names), CHUNK):
+        for row, name in enumerate(names[start : start + CHUNK].tolist(), start):
+            folder, slash, base = name.rpartition(b'/')
+            folder += slash
+            listing = listings.get(folder)
+            if listing is None:
+                listing = listings[folder] = _list_folder(osp.join(root, folder) or b'.')
+            missing[row] = base not in listing
+    return missing
 
 
 def _list_folder(folder):

@@ -6,7 +6,7 @@ import numpy as np
 from mmdet.registry import DATASETS
 
 from .csv_table import csv_rows
-from .label_index import AnnotationError, LabelIndex, Ragged, encode_names
+from .label_index import AnnotationError, LabelIndex, Ragged, encode_names, quoted
 from .multi_label import MultiLabelDataset, suggestion
 
 
@@ -47,12 +47,12 @@ class NUSWideDataset(MultiLabelDataset):
         header = next(rows, (1, []))[1]
         if [cell.strip() for cell in header] != ['filepath', 'label', 'split_name']:
             raise AnnotationError(
-                f'{self.ann_file} begins with {header[:5]}, not with filepath, label, split_name. '
+                f'{self.ann_file} begins with {quoted(header)}, not with filepath, label, split_name. '
                 'CSVMultiLabelDataset reads other tables'
             )
         for line, (name, cell, split) in rows:
             if lines.setdefault(name, line) != line:
-                raise AnnotationError(f'{self.ann_file}: image {name!r} stands in lines {lines[name]} and {line}')
+                raise AnnotationError(f'{self.ann_file}: image {quoted(name)} stands in lines {lines[name]} and {line}')
             if cell not in columns_of_cell:
                 columns_of_cell[cell] = self._columns_of(cell, line)
             splits.add(split)
@@ -60,9 +60,7 @@ class NUSWideDataset(MultiLabelDataset):
                 names.append(name)
                 lists.append(columns_of_cell[cell])
         if self.split not in splits:
-            raise AnnotationError(
-                f'{self.ann_file} has no split {self.split!r}; its splits: {", ".join(map(repr, sorted(splits)))}'
-            )
+            raise AnnotationError(f'{self.ann_file} has no split {self.split!r}; its splits: {quoted(sorted(splits))}')
         try:
             encoded = encode_names(names)
         except AnnotationError as error:
@@ -79,9 +77,11 @@ class NUSWideDataset(MultiLabelDataset):
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
             labels = None
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-            raise AnnotationError(f"{place}{cell[:80]!r} is not a list of names such as ['clouds', 'sky']")
+            raise AnnotationError(f"{place}{quoted(cell)} is not a list of names such as ['clouds', 'sky']")
         classes = self.METAINFO['classes']
         unknown = next((label for label in labels if label not in classes), None)
         if unknown is not None:
-            raise AnnotationError(f"{place}{unknown!r} is none of NUS-WIDE's 81 concepts{suggestion(unknown, classes)}")
+            raise AnnotationError(
+                f"{place}{quoted(unknown)} is none of NUS-WIDE's 81 concepts{suggestion(unknown, classes)}"
+            )
         return [classes.index(label) for label in labels]

@@ -7,7 +7,7 @@ import numpy as np
 from mmdet.registry import DATASETS
 
 from .csv_table import csv_rows
-from .label_index import CHUNK, AnnotationError, LabelIndex, Ragged
+from .label_index import CHUNK, AnnotationError, LabelIndex, Ragged, quoted
 from .multi_label import MultiLabelDataset
 
 HEADER = b'ImageID,Source,LabelName,Confidence'
@@ -79,7 +79,7 @@ class OpenImagesMultiLabelDataset(MultiLabelDataset):
         )
 
     def _parse(self, files, labels, names):
-        table, parts = LabelTable(labels), ([], [], [], [])
+        table, parts = LabelTable(labels, self.class_file), ([], [], [], [])
         for path in files:
             for part in read_labels(path, table, self.machine_threshold if path == self.machine_file else None):
                 for arrays, array in zip(parts, part):
@@ -124,7 +124,7 @@ def read_classes(path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     lines = {}
     for line, label, _ in rows:
         if not 0 < len(label.encode()) <= 16 or not label.startswith('/'):
-            raise AnnotationError(f'{path}, line {line}: {label[:40]!r} is not a label such as /m/01g317')
+            raise AnnotationError(f'{path}, line {line}: {quoted(label)} is not a label such as /m/01g317')
         if lines.setdefault(label, line) != line:
             raise AnnotationError(f'{path}: label {label} stands in lines {lines[label]} and {line}')
     names = [name for _, _, name in rows]
@@ -138,7 +138,8 @@ def read_classes(path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 class LabelTable:
     """Finds the class of each of many labels, given as two words of 8 bytes, padded with zeros."""
 
-    def __init__(self, labels: Sequence[str]):
+    def __init__(self, labels: Sequence[str], source: str):
+        self.source = source
         words = np.array([label.encode() for label in labels], dtype='S16').view(np.uint64).reshape(-1, 2)
         hashes = self._hash(words)
         self.order = np.argsort(hashes, kind='stable')
@@ -195,7 +196,7 @@ def _parse_block(text, line, path, table, threshold):
     def refuse(row, reason):
         row = int(row)
         content = text[starts[row] : ends[row]].decode(errors='replace')
-        raise AnnotationError(f'{path}, line {line + row}: {content[:100]!r} {reason}')
+        raise AnnotationError(f'{path}, line {line + row}: {quoted(content)} {reason}')
 
     if len(commas) != 3 * len(ends):
         per_row = np.searchsorted(commas, ends) - np.searchsorted(commas, starts)
@@ -224,8 +225,8 @@ def _parse_block(text, line, path, table, threshold):
         row = int(np.argmax(classes < 0))
         refuse(
             row,
-            f'has label {text[second[row] + 1 : third[row]].decode(errors="replace")[:40]!r}, which the class '
-            'descriptions do not',
+            f'has label {quoted(text[second[row] + 1 : third[row]].decode(errors="replace"))}, which '
+            f'{table.source} does not describe',
         )
 
     confidence = _fields(windows, third + 1, ends)

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import numpy as np
 from mmdet.registry import DATASETS
 
-from .label_index import AnnotationError, LabelIndex, Ragged, encode_names
+from .label_index import AnnotationError, LabelIndex, Ragged, encode_names, quoted
 from .multi_label import MultiLabelDataset, suggestion
 
 
@@ -63,9 +63,9 @@ class VOCMultiLabelDataset(MultiLabelDataset):
                 if not image:
                     continue
                 # The id is part of two paths.
-                if not re.fullmatch(r'\w[\w.-]*', image) or '..' in image:
+                if not re.fullmatch(r'\w[\w.-]{,99}', image) or '..' in image:
                     raise AnnotationError(
-                        f'{self.ann_file}, line {line}: {image[:80]!r} is not an image id. Files '
+                        f'{self.ann_file}, line {line}: {quoted(image)} is not an image id. Files '
                         'such as dog_trainval.txt list one class; take trainval.txt'
                     )
                 annotation = osp.join(self.data_root, 'Annotations', f'{image}.xml')
@@ -103,11 +103,13 @@ class VOCMultiLabelDataset(MultiLabelDataset):
             name = (entry.findtext('name') or '').strip()
             if name not in self.METAINFO['classes']:
                 raise AnnotationError(
-                    f'{path} has an object of class {name!r}'
+                    f'{path} has an object of class {quoted(name)}'
                     f"{suggestion(name, self.METAINFO['classes'])}, which is none of VOC's 20"
                 )
             difficult = (entry.findtext('difficult') or '0').strip()
             if difficult not in found:
-                raise AnnotationError(f'{path}: difficult is {difficult!r} for an object {name!r}, neither 0 nor 1')
+                raise AnnotationError(
+                    f'{path}: difficult is {quoted(difficult)} for an object {quoted(name)}, neither 0 nor 1'
+                )
             found[difficult].add(self.METAINFO['classes'].index(name))
         return found['0'], found['1']

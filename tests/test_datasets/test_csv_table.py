@@ -176,6 +176,11 @@ def test_options_decide(read):
         ('image,labels\na.jpg,0\nb.jpg,2\n', dict(classes=['x', 'y']), r'line 3: index 2 .*\[0, 1\]. index_base=1'),
         ('image,labels\na.jpg,0;1\n', dict(classes=['x', 'y'], index_base=1), r'line 2: index 0 lies outside \[1, 2\]'),
         (
+            'image,labels\na.jpg,0;01\nb.jpg,' + '9' * 5000 + '\n',
+            dict(classes=['x', 'y']),
+            r'line 3: index 9{80} lies outside',
+        ),
+        (
             'image,labels\na.jpg,-1;1\n',
             dict(classes=['x', 'y'], label_form='indices'),
             r'line 2: index -1 lies outside',

@@ -60,7 +60,7 @@ def test_faulty_rows_are_named(read, row, message, tmp_path, monkeypatch):
 def test_other_tables_and_splits_are_refused(read):
     with pytest.raises(AnnotationError, match='not with filepath, label, split_name'):
         read(['image,labels', 'a.jpg,sky'])
-    with pytest.raises(AnnotationError, match="has no split 'test'; its splits: 'train', 'val'"):
+    with pytest.raises(AnnotationError, match=r"has no split 'test'; its splits: \['train', 'val'\]"):
         read(split='test')
     with pytest.raises(AnnotationError, match='not with filepath'):
         read([''])

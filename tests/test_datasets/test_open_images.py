@@ -129,9 +129,9 @@ def test_second_start_reads_the_cache_until_files_or_threshold_change(read, monk
 @pytest.mark.parametrize(
     'row, message',
     [
-        (f'{A},verification,/m/none,1', "line 7: .* has label '/m/none', which the class descriptions do not"),
-        (f'{A},verification,/g/11bc5qn1_xyzw_and_more,1', 'line 7: .*which the class descriptions do not'),
-        (f'{A},verification,,1', 'line 7: .*which the class descriptions do not'),
+        (f'{A},verification,/m/none,1', "line 7: .* has label '/m/none', which .*classes.csv does not describe"),
+        (f'{A},verification,/g/11bc5qn1_xyzw_and_more,1', 'line 7: .*which .*classes.csv does not describe'),
+        (f'{A},verification,,1', 'line 7: .*which .*classes.csv does not describe'),
         (f'{A},verification,/m/01g317', 'line 7: .* does not have four fields'),
         (f'{A},verification,/m/01g317,1,', 'line 7: .* does not have four fields'),
         (f'{A},verification,/m/01g317\n{A},verification,/m/0dzct,1,1', 'line 7: .* does not have four fields'),
@@ -199,5 +199,5 @@ def test_agrees_with_a_plain_reader_on_random_files(tmp_path):
         image: tuple(sorted(label for label, present in found.items() if present == wanted) for wanted in (1, 0))
         for image, found in expected.items()
     }
-    parts = list(read_labels(str(path), LabelTable(labels), None, block=1000))
+    parts = list(read_labels(str(path), LabelTable(labels, 'classes.csv'), None, block=1000))
     assert len(parts) > 50 and sum(counts.sum() for _, counts, _, _ in parts) == 3000

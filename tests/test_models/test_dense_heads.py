@@ -4,9 +4,13 @@ import copy
 
 import pytest
 import torch
+from mmdet.models.utils import filter_scores_and_topk
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
+from mmengine.hub import get_config
 from mmengine.structures import InstanceData
 
 import asl_mmdet  # noqa: F401
@@ -104,3 +108,91 @@ def test_predictions_are_sigmoid_scores(name):
         result = head.predict_by_feat(*head(feats), batch_img_metas=metas)[0]
     assert len(result) == 10 and result.labels.max() < 4
     assert result.scores.max() < 0.1  # bias_prob = 0.01 at the start, under a softmax of 5 channels about 0.2
+
+
+# ------------------------------------------------------------- what mmdet's own tests ask of its heads with FocalLoss
+
+RETINA_CFG = HEADS['RetinaHead']['train_cfg']
+SAMPLED = dict(RETINA_CFG, sampler=dict(type='RandomSampler', num=64, pos_fraction=0.5, neg_pos_ub=-1))
+VARIANTS = {
+    'FCOS': ('FCOSHead', dict(HEADS['FCOSHead'], center_sampling=False)),
+    'FCOS, centre sampling, normed boxes': ('FCOSHead', dict(HEADS['FCOSHead'], norm_on_bbox=True)),
+    'ATSS': ('ATSSHead', HEADS['ATSSHead']),
+    'RetinaNet': ('RetinaHead', HEADS['RetinaHead']),
+    'RetinaNet, norms of their own': ('RetinaSepBNHead', dict(HEADS['RetinaHead'], num_ins=5)),
+    # Anchors that the sampler leaves out have weight 0.
+    'anchors, sampled': ('AnchorHead', dict(HEADS['RetinaHead'], train_cfg=SAMPLED)),
+}
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_without_objects_only_the_background_counts_and_with_one_everything_does(variant):
+    name, options = VARIANTS[variant]
+    torch.manual_seed(0)
+    head = dict(type=name, num_classes=4, in_channels=32, feat_channels=32, loss_cls=ASL, **options)
+    head = MODELS.build(ConfigDict(copy.deepcopy(head)))
+    assert head.cls_out_channels == 4
+    feats = [torch.rand(1, 32, 256 // stride, 256 // stride) for stride in STRIDES]
+    metas = [dict(img_shape=(256, 256), pad_shape=(256, 256), scale_factor=1.0)]
+    outs = head(feats)
+    one = InstanceData(bboxes=torch.tensor([[24.0, 24.0, 238.0, 152.0]]), labels=torch.tensor([2]))
+    empty, full = (
+        {
+            key: sum(value).item() if isinstance(value, list) else value.item()
+            for key, value in head.loss_by_feat(*outs, batch_gt_instances=[gt], batch_img_metas=metas).items()
+        }
+        for gt in (NOTHING, one)
+    )
+    assert empty.pop('loss_cls') > 0 and all(value == 0 for value in empty.values())
+    assert all(value > 0 for value in full.values())
+
+
+@pytest.mark.parametrize('avg_factor', [1.0, torch.tensor(3.0)])
+def test_anchors_of_weight_zero_change_nothing(avg_factor):
+    torch.manual_seed(0)
+    logits, labels, weights = torch.randn(50, 4), torch.randint(0, 5, (50,)), (torch.rand(50) < 0.5).float()
+    for cfg in (ASL, dict(ASL, clip=0.05, gamma_neg=0.3)):
+        loss = MODELS.build(cfg)
+        whole = logits.clone().requires_grad_()
+        value = loss(whole, labels, weights, avg_factor=avg_factor)
+        value.backward()
+        kept = logits[weights > 0].clone().requires_grad_()
+        expected = loss(kept, labels[weights > 0], torch.ones(len(kept)), avg_factor=avg_factor)
+        expected.backward()
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(whole.grad[weights > 0], kept.grad)
+        assert not whole.grad[weights == 0].any()
+        nothing = loss(logits.clone().requires_grad_(), labels, torch.zeros(50), avg_factor=avg_factor)
+        assert nothing == 0 and nothing.requires_grad
+
+
+def test_scores_of_predictions_are_filtered_as_sigmoids():
+    head = build('RetinaHead', ASL).eval()
+    logits = torch.randn(7, 4)
+    assert head.use_sigmoid_cls and head.cls_out_channels == 4
+    scores, labels, kept, _ = filter_scores_and_topk(logits.sigmoid(), 0.5, 5)
+    found = sorted(((logits[i, c].sigmoid().item(), c, i) for i in range(7) for c in range(4)), reverse=True)
+    found = [entry for entry in found if entry[0] > 0.5][:5]
+    assert labels.tolist() == [c for _, c, _ in found] and kept.tolist() == [i for *_, i in found]
+    torch.testing.assert_close(scores, torch.tensor([score for score, *_ in found]))
+
+
+@pytest.mark.parametrize('config', ['retinanet/retinanet_r18_fpn_1x_coco.py', 'atss/atss_r50_fpn_1x_coco.py'])
+def test_a_single_stage_detector_of_mmdet_runs_in_its_three_modes(config):
+    model = get_config(f'mmdet::{config}').model
+    model.backbone.update(type='ResNet', depth=18, base_channels=8, init_cfg=None)
+    model.neck.in_channels = [8, 16, 32, 64]
+    model.bbox_head.loss_cls = ConfigDict(ASL)
+    detector = MODELS.build(model)
+    detector.init_weights()
+    data = demo_mm_inputs(2, [[3, 128, 128], [3, 125, 130]])
+    losses = detector(**detector.data_preprocessor(copy.deepcopy(data), True), mode='loss')
+    total = sum(sum(value) if isinstance(value, list) else value for value in losses.values())
+    total.backward()
+    assert total.isfinite() and total > 0
+    detector.eval()
+    with torch.no_grad():
+        data = detector.data_preprocessor(data, False)
+        results = detector(**data, mode='predict')
+        assert [type(result) for result in results] == [DetDataSample] * 2
+        assert isinstance(detector(**data, mode='tensor'), tuple)
