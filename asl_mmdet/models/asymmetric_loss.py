@@ -134,7 +134,10 @@ def asymmetric_loss(
             inputs = (*inputs[:3], *(None if tensor is None else tensor.clone() for tensor in inputs[3:]))
         loss = _AsymmetricLoss.apply(logits, outcome, inputs, left_over, setting, run)
         sums = outcome.sums
-    if len(statistics) == 1:
+    if len(statistics) == 1 and statistics[0].sums.device == sums.device:
+        # In place: a small tensor that stays would lie where the next gradient could.
+        statistics[0].sums.copy_(sums)
+    elif len(statistics) == 1:
         statistics[0].sums = sums
     else:
         for one in statistics:

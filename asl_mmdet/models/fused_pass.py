@@ -58,11 +58,11 @@ def fused_pass(setting: Setting, logits: Tensor, targets: Tensor, *tensors: Tens
     Labels of floating point are taken for 0 and 1 on a CPU, where a look at the loss costs little, and passed over once
     more if some are not.
     """
-    if not targets.is_floating_point() or logits.is_cuda:
-        return compiled_pass(setting._replace(hard=not targets.is_floating_point()), logits, targets, *tensors)
-    outcome = compiled_pass(setting, logits, targets, *tensors)
+    if setting.hard or logits.device.type != 'cpu':
+        return compiled_pass(setting, logits, targets, *tensors)
+    outcome = compiled_pass(setting._replace(hard=True), logits, targets, *tensors)
     if not math.isfinite(outcome.loss):
-        outcome = compiled_pass(setting._replace(hard=False), logits, targets, *tensors)
+        outcome = compiled_pass(setting, logits, targets, *tensors)
     return outcome
 
 

@@ -151,7 +151,7 @@ def power(x: Tensor, exponent: float | Tensor) -> Tensor | float:
     result, square, left = 1.0, x, int(exponent)
     while left:
         if left % 2:
-            result = result * square
+            result = square if isinstance(result, float) else result * square
         left //= 2
         square = square * square if left else square
     return result
@@ -291,7 +291,9 @@ def one_pass(
     loss, grad, counts = elements(setting, logits, targets, weight, gamma_neg, clip)
     if sums is not None:
         sums = add_counts(sums, counts())
-    return Outcome(loss.sum() * scale, (grad * scale).to(logits.dtype), sums)
+    # A kernel of a CPU adds up thousands of numbers one by one, and in float32 loses digits of many small ones.
+    total = loss.sum(dtype=torch.float64).to(loss.dtype)
+    return Outcome(total * scale, (grad * scale).to(logits.dtype), sums)
 
 
 def add_counts(sums: Tensor, counts: tuple[Tensor, ...]) -> Tensor:

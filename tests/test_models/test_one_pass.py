@@ -408,3 +408,11 @@ def test_a_kernel_does_not_depend_on_the_batch_that_came_first():
         loss(*first)
         values.append(loss(*big).item())
     assert values[0] == values[1]
+
+
+def test_many_small_losses_keep_their_digits():
+    logits = -4.6 + 0.01 * torch.randn(1000, 80, generator=torch.Generator().manual_seed(0))
+    target = torch.full((1000,), 80)
+    for fused in (True, False):
+        loss = AsymmetricLoss(gamma_pos=2.0, gamma_neg=2.0, clip=0.0, alpha=0.25, fused=fused)
+        assert loss(logits, target).item() == pytest.approx(loss(logits.double(), target).item(), rel=1e-6)
