@@ -198,7 +198,7 @@ def test_crafted_files_are_refused_by_name_and_run_nothing(tmp_path, way, form):
     assert not (tmp_path / 'marker').exists()
 
 
-@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('form', FORMS[:-1])  # torch reads no raw pickle
 def test_the_flag_admits_them(tmp_path, monkeypatch, form):
     monkeypatch.setenv(TRUST, '1')
     CheckpointLoader.load_checkpoint(str(crafted(tmp_path / 'crafted.pth', tmp_path / 'marker', form)))
