@@ -135,7 +135,7 @@ def test_safetensors_names_its_package_where_it_is_absent(tmp_path, monkeypatch)
         read_checkpoint(tmp_path / 'weights.safetensors')
 
 
-# ---------------------------------------------------------------------------- crafted files, wherever mmengine loads them
+# ------------------------------------------------------------------------- crafted files, wherever mmengine loads them
 
 
 class Marker:

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from asl_mmdet.checkpoint import TRUST
 from tests.conftest import ROOT, run_tool

@@ -25,7 +25,7 @@ def seed_from(*numbers: int) -> None:
 
 
 class SeededBatches:
-    """A data set's ``__getitems__``, by which torch's DataLoader reads a batch: each batch has random numbers of its own,
+    """A data set's ``__getitems__``, by which torch's DataLoader reads a batch: each has random numbers of its own,
     whatever process reads it.
 
     A worker counts its batches, which torch deals out in turn. What it cannot know, the epoch and the batch that the
@@ -59,12 +59,12 @@ class SeededBatches:
 class ExactResumeHook(Hook):
     """Makes a run's random numbers a function of its seed, and lets it go on within an epoch.
 
-    Those of a step, dropout say, follow from seed, process and iteration, and those of a batch's augmentation from seed,
-    process, epoch and the batch's place in it, so that neither the number of worker processes nor an interruption
+    Those of a step, dropout say, follow from seed, process and iteration, and those of a batch's augmentation from
+    seed, process, epoch and the batch's place in it, so that neither the number of worker processes nor an interruption
     changes them. The order of the data comes back on resuming, also where the config has no seed.
 
-    A checkpoint of SafeCheckpointHook that was saved within an epoch is continued there: its first epoch is the rest of
-    that one, and its lines of the log count the batches of the rest. Where the number of batches has changed, by another
+    A checkpoint of SafeCheckpointHook that was saved within an epoch is continued there: the first epoch is the rest
+    of that one, and its lines of the log count the batches of the rest. Where the number of batches has changed, by another
     batch size or number of processes, that epoch begins again, with a warning.
 
     In an IterBasedTrainLoop mmengine finds the place in the data, with ``InfiniteSampler`` and the default
@@ -112,8 +112,8 @@ class ExactResumeHook(Hook):
                 print_log(f'Epoch {runner.epoch + 1} goes on after {done} of its {length} batches', 'current')
             else:
                 runner.logger.warning(
-                    f'The run was interrupted after {done} of {length} batches of epoch {runner.epoch + 1}, which now has '
-                    f'{len(loop.dataloader)}: the epoch begins again'
+                    f'The run was interrupted after {done} of {length} batches of epoch {runner.epoch + 1}, which now '
+                    f'has {len(loop.dataloader)}: the epoch begins again'
                 )
         if self.batches is not None:
             self.batches.begin(runner.epoch, self.first)

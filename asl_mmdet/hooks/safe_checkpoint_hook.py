@@ -39,8 +39,8 @@ class AtomicLocalBackend(LocalBackend):
             beside.unlink(missing_ok=True)
             raise OSError(
                 error.errno,
-                f'{error.strerror}: {target} ({len(obj) / 1e6:.1f} MB) was not written. Earlier checkpoints are as they '
-                'were; make room and go on from them with --resume',
+                f'{error.strerror}: {target} ({len(obj) / 1e6:.1f} MB) was not written. Earlier checkpoints are as '
+                'they were; make room and go on from them with --resume',
             ) from error
         _sync_folder(target.parent)
 
@@ -243,7 +243,8 @@ class SafeCheckpointHook(CheckpointHook):
             self._exit(runner)
 
     def _exit(self, runner) -> None:
-        saved = f'{self.last_ckpt} is saved' if self.last_ckpt else 'no checkpoint is saved yet'
+        last = self.last_ckpt or runner._load_from
+        saved = f'{last} is saved' if last else 'no checkpoint is saved yet'
         runner.logger.warning(f'SIGTERM: {saved}; --resume goes on. Exit status {SIGTERM_STATUS}')
         runner.call_hook('after_run')
         self._unwatch_sigterm()

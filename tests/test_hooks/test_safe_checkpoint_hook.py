@@ -160,8 +160,14 @@ def flip_a_bit(path):
         (lambda folder: flip_a_bit(folder / 'epoch_3.pth'), r'epoch_3\.pth is damaged'),
         (lambda folder: (folder / 'epoch_3.pth').write_bytes(b''), r'epoch_3\.pth is empty'),
         (lambda folder: (folder / 'epoch_3.pth').unlink(), r'epoch_3\.pth is missing'),
-        (lambda folder: [(folder / 'epoch_3.pth').unlink(), (folder / 'last_checkpoint').unlink()], 'last_checkpoint is m'),
-        (lambda folder: [(folder / 'epoch_3.pth').unlink(), (folder / 'last_checkpoint').write_text('')], 'ckpoint is e'),
+        (
+            lambda folder: [(folder / 'epoch_3.pth').unlink(), (folder / 'last_checkpoint').unlink()],
+            'last_checkpoint is m',
+        ),
+        (
+            lambda folder: [(folder / 'epoch_3.pth').unlink(), (folder / 'last_checkpoint').write_text('')],
+            'ckpoint is e',
+        ),
     ],
 )
 def test_resume_falls_back_to_the_newest_intact_checkpoint(whole, folder, harm, what, capfd):
@@ -177,7 +183,9 @@ def test_resume_falls_back_to_the_newest_intact_checkpoint(whole, folder, harm, 
 def test_resume_refuses_where_none_is_intact(folder):
     for path in folder.glob('*.pth'):
         cut(path)
-    with pytest.raises(CheckpointError, match=r'cannot resume: \S*epoch_1.pth is trunc.*epoch_3.pth is trunc.*--resume'):
+    with pytest.raises(
+        CheckpointError, match=r'cannot resume: \S*epoch_1.pth is trunc.*epoch_3.pth is trunc.*--resume'
+    ):
         build_run(folder, resume=True).train()
 
 
