@@ -64,8 +64,8 @@ class ExactResumeHook(Hook):
     changes them. The order of the data comes back on resuming, also where the config has no seed.
 
     A checkpoint of SafeCheckpointHook that was saved within an epoch is continued there: the first epoch is the rest
-    of that one, and its lines of the log count the batches of the rest. Where the number of batches has changed, by another
-    batch size or number of processes, that epoch begins again, with a warning.
+    of that one, and its lines of the log count the batches of the rest. Where the number of batches has changed, by
+    another batch size or number of processes, that epoch begins again, with a warning.
 
     In an IterBasedTrainLoop mmengine finds the place in the data, with ``InfiniteSampler`` and the default
     ``fast_forward_on_resume``.
