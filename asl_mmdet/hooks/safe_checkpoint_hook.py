@@ -106,7 +106,9 @@ class SafeCheckpointHook(CheckpointHook):
         resumed = Path(runner._load_from) if runner._resume and runner._load_from else None
         if resumed and self.by_epoch and resumed.match('iter_*.pth') and resumed.parent == Path(self.out_dir):
             self.interrupted = resumed
-        self.saved_iter = runner.iter if resumed else None
+        if resumed:
+            self.saved_iter = runner.iter
+            self.last_ckpt = str(resumed)  # or a new best of the validation below would not be noted in a checkpoint
         self._watch_sigterm(runner)
         if resumed and self._validation_was_missed(runner):
             runner.logger.info(f'The validation after iteration {runner.iter} did not come to its end; here it is')
@@ -243,8 +245,7 @@ class SafeCheckpointHook(CheckpointHook):
             self._exit(runner)
 
     def _exit(self, runner) -> None:
-        last = self.last_ckpt or runner._load_from
-        saved = f'{last} is saved' if last else 'no checkpoint is saved yet'
+        saved = f'{self.last_ckpt} is saved' if self.last_ckpt else 'no checkpoint is saved yet'
         runner.logger.warning(f'SIGTERM: {saved}; --resume goes on. Exit status {SIGTERM_STATUS}')
         runner.call_hook('after_run')
         self._unwatch_sigterm()

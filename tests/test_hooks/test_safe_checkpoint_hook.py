@@ -195,13 +195,15 @@ def test_resume_starts_where_nothing_is(tmp_path):
     assert len(runner.model.seen) == 4
 
 
+class Killed(BaseException):
+    pass
+
+
+def kill():
+    raise Killed
+
+
 def test_a_validation_that_a_kill_cut_off_is_made_up_for(tmp_path):
-    class Killed(BaseException):
-        pass
-
-    def kill():
-        raise Killed
-
     with pytest.raises(Killed):
         build_run(tmp_path, epochs=1, evaluator=Count(at=kill)).train()
     again = Count()
@@ -211,6 +213,24 @@ def test_a_validation_that_a_kill_cut_off_is_made_up_for(tmp_path):
     once_more = Count()
     build_run(tmp_path, epochs=1, evaluator=once_more, resume=True).train()
     assert once_more.runs == 0
+
+
+def test_the_best_of_such_a_validation_is_remembered(tmp_path):
+    hook = dict(type='SafeCheckpointHook', interval=1, save_best='acc')
+
+    def attempt(evaluator, *hooks):
+        build_run(
+            tmp_path, epochs=2, default_hooks=dict(checkpoint=hook), evaluator=evaluator, hooks=hooks, resume=True
+        ).train()
+
+    with pytest.raises(Killed):
+        attempt(Count(at=kill))
+    with pytest.raises(Killed):
+        attempt(Count([0.9]), dict(type='CallAtHook', step=5, call=kill))
+    attempt(Count([0.5]))
+    assert [name for name in files(tmp_path) if 'best' in name] == ['best_acc_epoch_1.pth']
+    info = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)['message_hub']['runtime_info']
+    assert info['best_score'] == 0.9
 
 
 # ------------------------------------------------------------------------------------------------------------- SIGTERM
