@@ -11,11 +11,12 @@ except ImportError:
         raise
 else:
     from . import datasets, evaluation, hooks, one_cycle, visualization  # noqa: F401
-    from .checkpoint import admit_runner_checkpoints
+    from .checkpoint import admit_runner_checkpoints, restrict_checkpoint_loader
     from .inferencer import MultiLabelInferencer
     from .models import ASLSingleLabel, AsymmetricLoss, ImageClassifier, MultiLabelLinearClsHead, TResNet
 
     admit_runner_checkpoints()
+    restrict_checkpoint_loader()
 
 __all__ = [
     'ASLSingleLabel',

@@ -1,25 +1,47 @@
-"""Reading checkpoint files without running code from them."""
+"""Reading checkpoint files without running code from them, and finding the one to go on from."""
 
+import io
+import logging
+import os
 import pickle
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.dist import barrier, is_main_process
+from mmengine.fileio import get_file_backend
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+from mmengine.runner import checkpoint as mmengine_checkpoint
+from mmengine.runner.checkpoint import CheckpointLoader
+
+TRUST = 'ASL_TRUST_CHECKPOINTS'
 
 _ARRAY_MODULES = ('numpy.core.multiarray', 'numpy._core.multiarray')  # numpy 1 and numpy 2
 _ARRAY_DTYPES = ('bool', 'int32', 'int64', 'uint8', 'float32', 'float64')
+
+
+class CheckpointError(ValueError):
+    """A file is damaged, is no checkpoint, or holds what is not admitted; the message is complete."""
 
 
 def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 'cpu') -> dict:
     """Content of a ``.safetensors`` file, or of any file that ``torch.save`` wrote.
 
     Pickles are read with ``weights_only=True``: tensors, containers, strings and numbers, and beyond these only what
-    mmengine's Runner puts into its checkpoints, the ``HistoryBuffer`` of logged scalars and its numpy arrays.
+    mmengine's Runner puts into its checkpoints: the ``HistoryBuffer`` of logged scalars, its numpy arrays, and the
+    annealing functions of ``OneCycleLR``. The environment variable ``ASL_TRUST_CHECKPOINTS=1`` lifts this for files
+    that you trust.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is no checkpoint, is damaged, or holds objects other than the above.
+        CheckpointError: The file is no checkpoint, is damaged, or holds objects other than the above.
         ImportError: The file ends in ``.safetensors`` and that package is not installed.
     """
     path = Path(path)
@@ -28,17 +50,61 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 
     if path.suffix == '.safetensors':
         return _read_safetensors(path, map_location)
 
-    # Again, and not at import alone: OneDL's mmengine takes them off torch's list after each checkpoint that it loads.
+    return _read_pickle(path, path, map_location)
+
+
+def _read_pickle(file: Path | BinaryIO, name: str | Path, map_location: str | torch.device | None) -> dict:
+    trusted = os.environ.get(TRUST) == '1'
+    if trusted:
+        print_log(f"{TRUST}=1: '{name}' is read without restriction and may run code", 'current', logging.WARNING)
+    # Again, and not at import alone: torch.serialization.safe_globals takes off torch's list what others put there.
     admit_runner_checkpoints()
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(file, map_location=map_location, weights_only=not trusted)
     except Exception as error:  # a damaged pickle makes the unpickler stumble over anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"'{path}' cannot be read as a checkpoint: it is damaged, something else (a web page saved in its place?), "
-            'or holds objects other than tensors and plain values, which are refused because unpickling them can run '
-            f'code. Download it again, or save its state_dict alone where you trust the file. torch says: {reason}'
-        ) from error
+        raise CheckpointError(f"'{name}' cannot be read as a checkpoint: {_reason(error, file)}") from error
+
+
+def _reason(error: Exception, file: Path | BinaryIO) -> str:
+    text = str(error).strip()
+    refused = isinstance(error, pickle.UnpicklingError) and re.search(
+        r'GLOBAL (?P<name>\S+)|reduce for unrecognized function (?P<function>.+)|but got (?P<type>.+)'
+        r'|(?P<attribute>getattr\(.+\)) is not admitted',
+        text,
+    )
+    offender = next(filter(None, refused.groups())).strip() if refused else None
+    if 'Unsupported operand' in text:
+        offender = _newer_global(file)
+    if offender:
+        return (
+            f'it holds {offender}, which is refused, because unpickling anything but tensors and plain values can run '
+            'code. Save its state_dict alone, or read it as it is, where you trust who made it, with '
+            f'{TRUST}=1 in the environment'
+        )
+    return (
+        'it is damaged, or something else (a web page saved in its place?). Download it again. torch says: '
+        f'{text.splitlines()[0] if text else type(error).__name__}'
+    )
+
+
+def _newer_global(file: Path | BinaryIO) -> str | None:
+    """The first name outside torch and collections in a pickle of protocol 4 or later, which torch does not name."""
+    with open(file, 'rb') if isinstance(file, Path) else file as stream:
+        if zipfile.is_zipfile(stream):
+            archive = zipfile.ZipFile(stream)
+            stream = archive.open(next(name for name in archive.namelist() if name.endswith('data.pkl')))
+        else:
+            stream.seek(0)
+        strings = []
+        try:
+            for opcode, argument, _ in pickletools.genops(stream):
+                if opcode.name == 'STACK_GLOBAL' and strings[-2].split('.')[0] not in ('torch', 'collections'):
+                    return '.'.join(strings[-2:])
+                if isinstance(argument, str):
+                    strings.append(argument)
+        except (ValueError, IndexError):
+            pass  # no pickle, or a damaged one
+    return None
 
 
 def _read_safetensors(path: Path, map_location: str | torch.device | None) -> dict:
@@ -50,7 +116,7 @@ def _read_safetensors(path: Path, map_location: str | torch.device | None) -> di
     try:
         return load_file(path, device=str(map_location or 'cpu'))
     except SafetensorError as error:
-        raise ValueError(f"'{path}' is no safetensors file, or is damaged: {error}") from error
+        raise CheckpointError(f"'{path}' is no safetensors file, or is damaged: {error}") from error
 
 
 def _runner_types() -> list:
@@ -58,7 +124,8 @@ def _runner_types() -> list:
     multiarray = np.zeros(0).__reduce__()[0], np.float64(0).__reduce__()[0]  # _reconstruct, scalar
     return [
         HistoryBuffer,
-        (_history_buffer_method, 'builtins.getattr'),
+        (_admitted_method, 'builtins.getattr'),
+        (_OneCycle, f'{OneCycleParamScheduler.__module__}.{OneCycleParamScheduler.__name__}'),
         np.ndarray,
         np.dtype,
         *(type(np.dtype(name)) for name in _ARRAY_DTYPES),
@@ -69,16 +136,153 @@ def _runner_types() -> list:
 def admit_runner_checkpoints() -> None:
     """Let ``torch.load`` with ``weights_only=True``, its default from torch 2.6 on, read what mmengine's Runner wrote.
 
-    mmengine 0.10.7 relies on that default and cannot resume without this. Earlier versions of torch know no stand-ins:
-    there, only files without a Runner's history are read.
+    Earlier versions of torch know no stand-ins: there, only files without a Runner's history are read.
     """
     if torch.__version__ >= (2, 6):
         torch.serialization.add_safe_globals(_runner_types())
 
 
-def _history_buffer_method(owner: type, name: str):
-    """Stands in for ``getattr``, by which ``HistoryBuffer`` pickles its statistics; ``getattr`` itself would open a way
-    from any admitted object to code outside the list."""
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+class _OneCycle:
+    """Stands in for ``OneCycleParamScheduler`` as the owner of the function that its state names."""
+
+
+_ADMITTED_METHODS = {
+    HistoryBuffer: (HistoryBuffer, ('min', 'max', 'current', 'mean')),
+    _OneCycle: (OneCycleParamScheduler, ('_annealing_cos', '_annealing_linear')),
+}
+
+
+def _admitted_method(owner: type, name: str):
+    """Stands in for ``getattr``, by which mmengine's states pickle functions of classes; ``getattr`` itself would open
+    a way from any admitted object to code outside the list."""
+    source, names = _ADMITTED_METHODS.get(owner, (None, ())) if isinstance(owner, type) else (None, ())
+    if name not in names:
         raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not admitted')
-    return getattr(HistoryBuffer, name)
+    return getattr(source, name)
+
+
+# ------------------------------------------------------------------------------------- what mmengine and mmdet load
+# load_from, resume and init_cfg go through mmengine's CheckpointLoader. The OneDL fork reads there what restricted
+# unpickling refuses without restriction, and admits getattr itself; both read downloads without restriction.
+
+
+def restrict_checkpoint_loader() -> None:
+    """Let all that goes through mmengine's ``CheckpointLoader`` be read as by :func:`read_checkpoint`."""
+    for prefixes, loader in (
+        ('', load_from_local),
+        (('http://', 'https://'), load_from_http),
+        (('modelzoo://', 'torchvision://'), load_from_torchvision),
+        (('open-mmlab://', 'openmmlab://'), load_from_openmmlab),
+        ('mmcls://', load_from_mmcls),
+        ((r'(\S+\:)?s3://', r'(\S+\:)?petrel://'), load_from_ceph),
+        ('pavi://', load_from_pavi),
+    ):
+        CheckpointLoader.register_scheme(prefixes, loader, force=True)
+
+
+def load_from_local(filename: str, map_location=None) -> dict:
+    return _for_runner(read_checkpoint(os.path.expanduser(filename), map_location))
+
+
+def load_from_http(filename: str, map_location=None) -> dict:
+    """The file is kept where ``torch.hub`` keeps its own; the first process downloads it, on other nodes all do."""
+    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(filename).path).name)
+    for mine in (is_main_process(), not is_main_process()):
+        if mine and not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(filename, str(path), progress=os.isatty(0))
+        barrier()
+    return load_from_local(str(path), map_location)
+
+
+def load_from_torchvision(filename: str, map_location=None) -> dict:
+    return load_from_http(mmengine_checkpoint.get_torchvision_models()[filename.partition('://')[2]], map_location)
+
+
+def load_from_openmmlab(filename: str, map_location=None) -> dict:
+    name = filename.partition('://')[2]
+    name = mmengine_checkpoint.get_deprecated_model_names().get(name, name)
+    place = mmengine_checkpoint.get_external_models()[name]
+    if place.startswith(('http://', 'https://')):
+        return load_from_http(place, map_location)
+    return load_from_local(os.path.join(mmengine_checkpoint._get_mmengine_home(), place), map_location)
+
+
+def load_from_mmcls(filename: str, map_location=None) -> dict:
+    url = mmengine_checkpoint.get_mmcls_models()[filename.partition('://')[2]]
+    return mmengine_checkpoint._process_mmcls_checkpoint(load_from_http(url, map_location))
+
+
+def load_from_ceph(filename: str, map_location=None) -> dict:
+    content = get_file_backend(filename, backend_args=dict(backend='petrel')).get(filename)
+    return _for_runner(_read_pickle(io.BytesIO(content), filename, map_location))
+
+
+def load_from_pavi(filename: str, map_location=None) -> dict:
+    raise CheckpointError(f"'{filename}': files of pavi are not read directly; download it and give its path")
+
+
+def _for_runner(content: dict) -> dict:
+    """A file that is tensors alone becomes a ``state_dict``, which mmengine's hooks expect. ``meta['config']``, which
+    no mmengine writes, goes: ``Runner.resume`` runs it as Python."""
+    if not isinstance(content, Mapping):
+        return content
+    if content and all(isinstance(value, torch.Tensor) for value in content.values()):
+        return dict(state_dict=content)
+    if isinstance(content.get('meta'), dict):
+        content['meta'].pop('config', None)
+    return content
+
+
+# -------------------------------------------------------------------------------------------------- where to go on
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a file that ``torch.save`` wrote, by its directory and checksums; None when it is whole."""
+    if not path.is_file():
+        return 'is missing'
+    if not path.stat().st_size:
+        return 'is empty'
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        return f'is truncated or damaged ({error})'
+    return f'is damaged ({broken} has another checksum)' if broken else None
+
+
+def newest_intact(work_dir: str | Path, out_dir: str | Path, patterns: Iterable[str]) -> str | None:
+    """The checkpoint of the most iterations among the whole ones; a warning names what it is taken in place of.
+
+    Args:
+        work_dir: Folder of the marker ``last_checkpoint``, which names the last one that was written.
+        out_dir: Folder of the checkpoints.
+        patterns: Their names, as for ``Path.glob``.
+
+    Returns:
+        Its path; None when neither a marker nor checkpoints are there.
+
+    Raises:
+        CheckpointError: None is whole, or one holds what is refused.
+    """
+    marker = Path(work_dir, 'last_checkpoint')
+    last = marker.read_text().strip() if marker.is_file() else None
+    if last and '://' in last:
+        return last
+    paths = {path for pattern in patterns for path in Path(out_dir).glob(pattern)} | ({Path(last)} if last else set())
+    problems = {path: damage(path) for path in paths}
+    if last and problems[Path(last)] is None:
+        return last
+    whole = [path for path, problem in problems.items() if problem is None]
+    damaged = '; '.join(f'{path} {problem}' for path, problem in sorted(problems.items()) if problem)
+    if not last:
+        damaged = '; '.join(filter(None, [f'{marker} {"is empty" if last == "" else "is missing"}', damaged]))
+    if not paths and last is None:
+        return None
+    if not whole:
+        raise CheckpointError(
+            f'cannot resume: {damaged}. Put a whole checkpoint back, or start from the beginning without --resume'
+        )
+    newest = max(whole, key=lambda path: read_checkpoint(path)['meta']['iter'])
+    print_log(f'{damaged}: resuming from {newest}', 'current', logging.WARNING)
+    return str(newest)

@@ -1,6 +1,7 @@
 """The part of the command line that tools/train.py and tools/test.py share; options are those of mmdet's tools."""
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -11,12 +12,15 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from .checkpoint import CheckpointError
 from .datasets import AnnotationError
 from .datasets.detection import guard_detection_data
+from .hooks import ExactResumeHook
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +53,16 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def make_resumable(cfg: Config) -> None:
+    """SafeCheckpointHook in place of mmengine's CheckpointHook, and ExactResumeHook, where the config has neither."""
+    checkpoint = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+    if checkpoint and checkpoint.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
+        checkpoint.type = 'SafeCheckpointHook'
+    hooks = cfg.get('custom_hooks') or []
+    if not any(hook.get('type') in ('ExactResumeHook', ExactResumeHook) for hook in hooks if isinstance(hook, dict)):
+        cfg.custom_hooks = [*hooks, dict(type='ExactResumeHook')]
+
+
 def build_runner(cfg: Config, *splits: str) -> Runner:
     """The Runner of a config; the data that the detectors of these splits (train, val, test) read are checked first."""
     for split in splits:
@@ -63,10 +77,19 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
 
 
 @contextmanager
-def exit_on_bad_data() -> Iterator[None]:
-    """A fault of the data ends the program with its message alone, which is complete, and exit status 1."""
+def exit_on_known_faults() -> Iterator[None]:
+    """A fault of data or checkpoints ends the program with its message alone, which is complete, and exit status 1; so
+    does a full disk."""
     try:
         yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print_log(str(error), 'current', logging.ERROR)
+        sys.exit(1)
+    except CheckpointError as error:
+        print_log(str(error), 'current', logging.ERROR)
+        sys.exit(1)
     except AnnotationError as error:
         # From a worker process it comes with the worker's traceback in front.
         message = str(error).rpartition(f'{AnnotationError.__name__}: ')[2].strip()

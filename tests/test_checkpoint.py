@@ -1,16 +1,21 @@
 """Checkpoints as mmengine's Runner writes them, and files that abuse what these need."""
 
+import functools
+import http.server
+import os
 import pickle
 import sys
+import threading
 
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MessageHub
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, PretrainedInit
+from mmengine.optim import OneCycleLR
 from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
-from asl_mmdet.checkpoint import read_checkpoint
+from asl_mmdet.checkpoint import TRUST, CheckpointError, read_checkpoint
 
 
 class Line(BaseModel):
@@ -128,3 +133,146 @@ def test_safetensors_names_its_package_where_it_is_absent(tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, 'safetensors', None)
     with pytest.raises(ImportError, match='pip install safetensors'):
         read_checkpoint(tmp_path / 'weights.safetensors')
+
+
+# ------------------------------------------------------------------------- crafted files, wherever mmengine loads them
+
+
+class Marker:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def crafted(path, marker, form):
+    content = dict(state_dict=dict(weight=torch.ones(2)), meta=dict(epoch=0, iter=0), message_hub=Marker(marker))
+    if form == 'raw pickle':
+        path.write_bytes(pickle.dumps(dict(message_hub=Marker(marker))))
+    elif form == 'legacy':
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+    else:
+        torch.save(content, path, pickle_protocol=int(form[-1]))
+    return path
+
+
+FORMS = ['protocol 2', 'protocol 4', 'protocol 5', 'legacy', 'raw pickle']
+
+
+def line_runner(tmp_path, **kwargs):
+    return Runner(
+        model=Line(),
+        work_dir=str(tmp_path),
+        train_dataloader=dict(
+            dataset=[torch.tensor([1.0, 2.0])] * 4,
+            batch_size=2,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            collate_fn=dict(type='pseudo_collate'),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        custom_hooks=[dict(type='EMAHook')],
+        default_scope='mmdet',
+        experiment_name=tmp_path.name,
+        **kwargs,
+    )
+
+
+WAYS = dict(
+    loader=lambda path, folder: CheckpointLoader.load_checkpoint(str(path), map_location='cpu'),
+    load_from=lambda path, folder: line_runner(folder, load_from=str(path)).train(),
+    resume=lambda path, folder: line_runner(folder, load_from=str(path), resume=True).train(),
+    init_cfg=lambda path, folder: PretrainedInit(checkpoint=str(path))(Line()),
+)
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('way', WAYS)
+def test_crafted_files_are_refused_by_name_and_run_nothing(tmp_path, way, form):
+    path = crafted(tmp_path / 'crafted.pth', tmp_path / 'marker', form)
+    with pytest.raises(CheckpointError, match=rf'crafted\.pth.* holds \w+\.mkdir, which is refused.*{TRUST}=1'):
+        WAYS[way](path, tmp_path)
+    assert not (tmp_path / 'marker').exists()
+
+
+@pytest.mark.parametrize('form', FORMS[:-1])  # torch reads no raw pickle
+def test_the_flag_admits_them(tmp_path, monkeypatch, form):
+    monkeypatch.setenv(TRUST, '1')
+    CheckpointLoader.load_checkpoint(str(crafted(tmp_path / 'crafted.pth', tmp_path / 'marker', form)))
+    assert (tmp_path / 'marker').is_dir()
+
+
+def test_the_flag_is_one_value(tmp_path, monkeypatch):
+    monkeypatch.setenv(TRUST, '0')
+    with pytest.raises(CheckpointError):
+        read_checkpoint(crafted(tmp_path / 'crafted.pth', tmp_path / 'marker', 'protocol 2'))
+
+
+def test_types_outside_the_list_are_named(tmp_path):
+    torch.save(dict(state_dict={}, where=tmp_path), tmp_path / 'path.pth')
+    with pytest.raises(CheckpointError, match=r'holds pathlib\.PosixPath, which is refused'):
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'path.pth'))
+
+
+def test_resume_runs_no_config_of_the_file(tmp_path):
+    """Runner.resume reads meta['config'] as a config, which is Python."""
+    line_runner(tmp_path / 'first').train()
+    content = torch.load(tmp_path / 'first/epoch_1.pth', weights_only=False)
+    content['meta']['config'] = f"import os\nos.mkdir('{tmp_path / 'marker'}')"
+    torch.save(content, tmp_path / 'crafted.pth')
+    line_runner(tmp_path / 'second', load_from=str(tmp_path / 'crafted.pth'), resume=True).train()
+    assert not (tmp_path / 'marker').exists()
+
+
+def test_downloads_are_read_restricted_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+    (tmp_path / 'served').mkdir()
+    crafted(tmp_path / 'served/crafted.pth', tmp_path / 'marker', 'protocol 2')
+    torch.save(dict(weight=torch.ones(2)), tmp_path / 'served/good.pth')
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / 'served'))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f'http://127.0.0.1:{server.server_port}'
+        with pytest.raises(CheckpointError, match='mkdir, which is refused'):
+            CheckpointLoader.load_checkpoint(f'{url}/crafted.pth')
+        assert CheckpointLoader.load_checkpoint(f'{url}/good.pth')['state_dict']['weight'].sum() == 2
+        server.shutdown()
+    assert (tmp_path / 'home/hub/checkpoints/good.pth').is_file() and not (tmp_path / 'marker').exists()
+
+
+def test_no_scheme_is_left_to_mmengines_loaders():
+    modules = {prefix: loader.__module__ for prefix, loader in CheckpointLoader._schemes.items()}
+    assert len(modules) >= 11 and set(modules.values()) == {'asl_mmdet.checkpoint'}
+
+
+def test_safetensors_and_bare_tensors_are_loaded_by_the_runner(tmp_path):
+    from safetensors.torch import save_file
+
+    weights = dict(weight=torch.tensor([3.0, 4.0]))
+    save_file(weights, tmp_path / 'a.safetensors')
+    torch.save(weights, tmp_path / 'b.pth')
+    for name in ('a.safetensors', 'b.pth'):
+        runner = line_runner(tmp_path, load_from=str(tmp_path / name))
+        runner.call_hook('before_run')
+        runner.load_or_resume()
+        assert runner.model.weight.tolist() == [3, 4]
+
+
+@pytest.mark.parametrize('anneal', ['cos', 'linear'])
+def test_mmengines_one_cycle_state_comes_back(tmp_path, anneal):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)
+    scheduler = OneCycleLR(optimizer, eta_max=0.1, total_steps=10, anneal_strategy=anneal)
+    torch.save(scheduler.state_dict(), tmp_path / 'a.pth')
+    state = read_checkpoint(tmp_path / 'a.pth')
+    assert state['anneal_func'] is scheduler.anneal_func and state['anneal_func'](1, 0, 0.5) == 0.5
+
+
+def test_the_owner_of_one_cycles_functions_gives_nothing_else(tmp_path):
+    from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+
+    torch.save(_Getattr(OneCycleParamScheduler, 'build_iter_from_epoch'), tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match='getattr.*build_iter_from_epoch.*which is refused'):
+        read_checkpoint(tmp_path / 'a.pth')

@@ -307,13 +307,14 @@ def test_a_torn_line_of_the_log_is_left_out(tmp_path):
 
 def test_a_run_resumes_from_a_whole_checkpoint_with_something_left_to_train(tmp_path):
     assert sweep.resume_point(tmp_path, 5) is None
-    for epoch in (3, 4, 5):
-        (tmp_path / f'epoch_{epoch}.pth').touch()
+    for name in ('epoch_3', 'epoch_4', 'epoch_5', 'iter_70'):
+        (tmp_path / f'{name}.pth').touch()
     last = tmp_path / 'last_checkpoint'
     for content, last_step, name in (
         ('/moved/epoch_4.pth', 9, 'epoch_4.pth'),
         ('/moved/epoch_5.pth', 5, 'epoch_4.pth'),
         ('/moved/epoch_2.pth', 5, None),
+        ('/moved/iter_70.pth', 5, 'iter_70.pth'),
         ('', 5, None),
     ):
         last.write_text(content)

@@ -12,7 +12,6 @@ from mmdet.registry import MODELS
 from mmengine.config import Config, DictAction
 from rich.progress import track
 
-from asl_mmdet.checkpoint import read_checkpoint
 from asl_mmdet.datasets import AnnotationError, LoadNamedImage
 from asl_mmdet.fast_inference import fast_inference
 from asl_mmdet.inferencer import MultiLabelInferencer, image_files
@@ -91,7 +90,6 @@ def classify(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[l
 
 
 def detect(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[list[dict], list[str]]:
-    read_checkpoint(args.checkpoint)  # refuses what DetInferencer might load by running code from it
     threshold = 0.3 if args.score_thr is None else args.score_thr
     inferencer = DetInferencer(cfg, args.checkpoint, args.device, show_progress=False)
     if args.fuse_conv_bn or args.compile:

@@ -7,7 +7,7 @@ from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 
-from asl_mmdet.command_line import add_config_arguments, build_runner, exit_on_bad_data, load_config
+from asl_mmdet.command_line import add_config_arguments, build_runner, exit_on_known_faults, load_config
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
-    with exit_on_bad_data():
+    with exit_on_known_faults():
         runner = build_runner(cfg, 'test')
         if args.out:
             runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(args.out)))

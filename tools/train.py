@@ -1,11 +1,12 @@
 """Train what a config describes, detector or classifier."""
 
 import argparse
+from pathlib import Path
 
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.device import get_device
 
-from asl_mmdet.command_line import add_config_arguments, build_runner, exit_on_bad_data, load_config
+from asl_mmdet.command_line import add_config_arguments, build_runner, exit_on_known_faults, load_config, make_resumable
 
 
 def main() -> None:
@@ -22,7 +23,7 @@ def main() -> None:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from CHECKPOINT, or, without one, from the latest of the work dir',
+        help='go on from CHECKPOINT or, without one, from the latest intact one of the work dir, where there is any',
     )
     args = parser.parse_args()
 
@@ -37,10 +38,14 @@ def main() -> None:
         if not cfg.get('auto_scale_lr', {}).get('base_batch_size'):
             parser.error(f'--auto-scale-lr: {args.config} lacks auto_scale_lr=dict(enable=False, base_batch_size=...)')
         cfg.auto_scale_lr.enable = True
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-    with exit_on_bad_data():
+    if args.resume not in (None, 'auto'):
+        cfg.resume, cfg.load_from = True, args.resume
+    elif args.resume:
+        begun = any(path.suffix == '.pth' or path.name == 'last_checkpoint' for path in Path(cfg.work_dir).glob('*'))
+        if begun or not cfg.get('load_from'):
+            cfg.resume, cfg.load_from = True, None
+    make_resumable(cfg)
+    with exit_on_known_faults():
         build_runner(cfg, 'train', 'val').train()
 
 

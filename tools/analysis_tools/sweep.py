@@ -368,9 +368,12 @@ def resume_point(folder: Path, last_step: int) -> Path | None:
     """The latest whole checkpoint from which something is left to train.
 
     One of the last step does not serve: a run that was stopped between it and its validation would never validate.
+    SIGTERM leaves one that counts iterations, also in a run by epochs.
     """
     if (last := checkpoint_step(folder)) is None:
         return None
+    if last[0] == 'iter' and (path := folder / f'iter_{last[1]}.pth').is_file():
+        return path
     steps = {int(path.stem.split('_')[1]): path for path in folder.glob(f'{last[0]}_*.pth')}
     return steps.get(max((step for step in steps if step <= last[1] and step < last_step), default=None))
 

@@ -1,0 +1,150 @@
+"""A resumed run equals one that was never interrupted, random numbers and places within an epoch included."""
+
+import itertools
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from mmdet.registry import HOOKS
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.runner import IterBasedTrainLoop
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+POSITION = 'position_in_epoch'
+_DATA, _STEP = 0, 1
+
+
+def seed_from(*numbers: int) -> None:
+    """Seeds ``random``, numpy and torch, all devices, by what the numbers hash to; each must be 0 or more."""
+    words = np.random.SeedSequence(numbers).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(words[1])
+    torch.manual_seed(int(words[2]))
+
+
+class SeededBatches:
+    """A data set's ``__getitems__``, by which torch's DataLoader reads a batch: each has random numbers of its own,
+    whatever process reads it.
+
+    A worker counts its batches, which torch deals out in turn. What it cannot know, the epoch and the batch that the
+    epoch began with, lies in memory that the workers share, and that changes between epochs alone.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int, rank: int) -> None:
+        self.dataset = dataset
+        self.seed = (_DATA, seed, rank)
+        self.beginning = torch.zeros(3, dtype=torch.int64).share_memory_()  # how many so far, epoch, batch
+        self.seen = 0
+        self.count = 0
+
+    def begin(self, epoch: int, batch: int) -> None:
+        self.beginning.copy_(torch.tensor([self.beginning[0] + 1, epoch, batch]))
+
+    def __call__(self, indices: Sequence[int]) -> list:
+        beginning, epoch, batch = self.beginning.tolist()
+        if beginning != self.seen:
+            self.seen, self.count = beginning, 0
+        worker = get_worker_info()
+        batch += self.count if worker is None else worker.id + worker.num_workers * self.count
+        self.count += 1
+        seed_from(*self.seed, epoch, batch)
+        if hasattr(type(self.dataset), '__getitems__'):
+            return type(self.dataset).__getitems__(self.dataset, indices)
+        return [self.dataset[index] for index in indices]
+
+
+@HOOKS.register_module()
+class ExactResumeHook(Hook):
+    """Makes a run's random numbers a function of its seed, and lets it go on within an epoch.
+
+    Those of a step, dropout say, follow from seed, process and iteration, and those of a batch's augmentation from
+    seed, process, epoch and the batch's place in it, so that neither the number of worker processes nor an interruption
+    changes them. The order of the data comes back on resuming, also where the config has no seed.
+
+    A checkpoint of SafeCheckpointHook that was saved within an epoch is continued there: the first epoch is the rest
+    of that one, and its lines of the log count the batches of the rest. Where the number of batches has changed, by
+    another batch size or number of processes, that epoch begins again, with a warning.
+
+    In an IterBasedTrainLoop mmengine finds the place in the data, with ``InfiniteSampler`` and the default
+    ``fast_forward_on_resume``.
+    """
+
+    # After DistSamplerSeedHook, which tells the sampler its epoch.
+    priority = 'LOW'
+
+    def __init__(self) -> None:
+        self.sampler_seed = None
+        self.batches = None
+        self.first = 0
+        self.whole = None
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        if runner._resume:
+            self.sampler_seed = checkpoint.get('sampler_seed')
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        checkpoint['sampler_seed'] = self.sampler_seed
+
+    def before_train(self, runner) -> None:
+        loader = runner.train_dataloader
+        samplers = [loader.sampler, getattr(loader.batch_sampler, 'sampler', None)]
+        for sampler in samplers:
+            if hasattr(sampler, 'seed'):
+                if self.sampler_seed is None:
+                    self.sampler_seed = sampler.seed
+                sampler.seed = self.sampler_seed
+        if isinstance(loader.dataset, Dataset):
+            self.batches = SeededBatches(loader.dataset, runner.seed, runner.rank)
+            loader.dataset.__getitems__ = self.batches
+
+    def before_train_epoch(self, runner) -> None:
+        loop = runner.train_loop
+        self.first = 0
+        if isinstance(loop, IterBasedTrainLoop):
+            self.first = _skipped(loop)
+        elif POSITION in runner.message_hub.runtime_info:
+            done, length = runner.message_hub.pop_info(POSITION)
+            if length == len(loop.dataloader):
+                self.first, self.whole = done, loop.dataloader
+                loop.dataloader = _rest(self.whole, done)
+                print_log(f'Epoch {runner.epoch + 1} goes on after {done} of its {length} batches', 'current')
+            else:
+                runner.logger.warning(
+                    f'The run was interrupted after {done} of {length} batches of epoch {runner.epoch + 1}, which now '
+                    f'has {len(loop.dataloader)}: the epoch begins again'
+                )
+        if self.batches is not None:
+            self.batches.begin(runner.epoch, self.first)
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        seed_from(_STEP, runner.seed, runner.rank, runner.iter)
+
+    def after_train_epoch(self, runner) -> None:
+        if self.whole is not None:
+            runner.train_loop.dataloader, self.whole = self.whole, None
+
+    def position(self, runner, batch_idx: int) -> list[int]:
+        """Batches of the epoch that are done when this one is, and all."""
+        return [self.first + batch_idx + 1, len(self.whole or runner.train_dataloader)]
+
+
+def _rest(loader: DataLoader, done: int) -> DataLoader:
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=list(itertools.islice(loader.batch_sampler, done, None)),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        prefetch_factor=loader.prefetch_factor,
+    )
+
+
+def _skipped(loop: IterBasedTrainLoop) -> int:
+    """Batches that a resumed loop passes over without reading them; mmengine 0.10.7 reads them all again."""
+    fast = getattr(loop.dataloader_iterator, '_resolve_sampler', lambda: None)() is not None
+    return loop.iter if fast or getattr(loop, 'fast_forward_on_resume', False) else 0

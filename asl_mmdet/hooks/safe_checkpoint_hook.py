@@ -1,0 +1,280 @@
+"""Checkpoints that no kill, full disk or scheduler leaves half written."""
+
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from functools import partial
+from pathlib import Path
+
+import torch
+from mmdet.registry import HOOKS
+from mmengine.dist import all_reduce, get_world_size, is_main_process
+from mmengine.fileio import LocalBackend, get_file_backend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import EpochBasedTrainLoop
+
+from ..checkpoint import newest_intact
+from .exact_resume_hook import POSITION, ExactResumeHook
+
+SIGTERM_STATUS = 128 + signal.SIGTERM
+
+
+@register_backend('atomic_local')
+class AtomicLocalBackend(LocalBackend):
+    """Files become visible when they are complete: written beside as ``.NAME.partial``, synced, renamed."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        target = Path(os.path.realpath(filepath))
+        beside = target.with_name(f'.{target.name}.partial')
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(beside, 'wb') as file:
+                file.write(obj)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, target)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise OSError(
+                error.errno,
+                f'{error.strerror}: {target} ({len(obj) / 1e6:.1f} MB) was not written. Earlier checkpoints are as '
+                'they were; make room and go on from them with --resume',
+            ) from error
+        _sync_folder(target.parent)
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
+        self.put(obj.encode(encoding), filepath)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on the disk when its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(CheckpointHook):
+    """mmengine's CheckpointHook, with the same arguments, whose checkpoints survive what stops a run.
+
+    A file appears under its name when it is complete, the marker ``last_checkpoint`` too, and older ones go after that,
+    so there must be room for one more than ``max_keep_ckpts``. All this is for local folders.
+
+    ``resume`` without ``load_from`` goes on from the checkpoint that ``last_checkpoint`` names or, where that is
+    missing, truncated or damaged, from the newest intact one, with a warning that names them. A validation that was due
+    with it and did not come to its end is made up for.
+
+    SIGTERM to any process ends the run after its current step: a checkpoint is saved, and all processes exit with
+    status 143. Within an epoch that takes an ExactResumeHook, with which training goes on there; without one it goes on
+    from the last epoch's. A validation is broken off where the state before it is saved; several processes finish it.
+    More SIGTERMs, as launchers send them, change nothing.
+
+    Raises:
+        CheckpointError: Before a resumed run starts, no checkpoint is intact.
+        OSError: A checkpoint cannot be written; no other was touched.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.terminated = False
+        self.saved_iter = None
+        self.interrupted = None
+        self.handler = None
+
+    # ------------------------------------------------------------------------------------------------------ resuming
+
+    def before_run(self, runner) -> None:
+        if runner._resume and runner._load_from is None:
+            folder = self.out_dir or runner.work_dir
+            if folder != runner.work_dir:
+                folder = os.path.join(folder, os.path.basename(runner.work_dir.rstrip(os.sep)))
+            patterns = {self.filename_tmpl.format('*'), 'iter_*.pth'}
+            runner._load_from = newest_intact(runner.work_dir, folder, patterns)
+
+    def before_train(self, runner) -> None:
+        if self.backend_args is None and self.file_client_args is None:
+            if type(get_file_backend(self.out_dir or runner.work_dir)) is LocalBackend:
+                self.backend_args = dict(backend='atomic_local')
+        super().before_train(runner)
+        if is_main_process() and isinstance(self.file_backend, LocalBackend):
+            for left_over in Path(self.out_dir).glob('.*.partial'):
+                left_over.unlink()
+        resumed = Path(runner._load_from) if runner._resume and runner._load_from else None
+        if resumed and self.by_epoch and resumed.match('iter_*.pth') and resumed.parent == Path(self.out_dir):
+            self.interrupted = resumed
+        if resumed:
+            self.saved_iter = runner.iter
+            self.last_ckpt = str(resumed)  # or a new best of the validation below would not be noted in a checkpoint
+        self._watch_sigterm(runner)
+        if resumed and self._validation_was_missed(runner):
+            runner.logger.info(f'The validation after iteration {runner.iter} did not come to its end; here it is')
+            runner.val_loop.run()
+
+    def _validation_was_missed(self, runner) -> bool:
+        loop = runner.train_loop
+        if runner.val_loop is None or POSITION in runner.message_hub.runtime_info:
+            return False
+        step, end = (loop.epoch, loop.max_epochs) if _has_epochs(loop) else (loop.iter, loop.max_iters)
+        loop._decide_current_val_interval()
+        due = step >= loop.val_begin and (step % loop.val_interval == 0 or step == end)
+        marker = Path(runner.work_dir, 'last_validation')
+        return due and not (marker.is_file() and marker.read_text() == str(runner.iter))
+
+    # -------------------------------------------------------------------------------------------------------- saving
+
+    def _save_checkpoint_with_step(self, runner, step: int, meta: dict, name: str | None = None) -> None:
+        outdated = []
+        if name is None:
+            name = self.filename_tmpl.format(step)
+            if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+                kept = [*self.keep_ckpt_ids, step]
+                outdated = [self.filename_tmpl.format(old) for old in kept[: -self.max_keep_ckpts]]
+                self.keep_ckpt_ids = deque(kept[-self.max_keep_ckpts :])
+                runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        self.saved_iter = meta['iter']
+        if is_main_process():
+            AtomicLocalBackend().put_text(self.last_ckpt, Path(runner.work_dir, 'last_checkpoint'))
+            self._remove(self.file_backend.join_path(self.out_dir, old) for old in outdated)
+            if self.interrupted and str(self.interrupted) != self.last_ckpt:
+                self._remove([str(self.interrupted)])
+                self.interrupted = None
+
+    def _remove(self, paths) -> None:
+        for path in paths:
+            if path and self.file_backend.isfile(path):
+                self.file_backend.remove(path)
+
+    def _save_best_checkpoint(self, runner, metrics: dict) -> None:
+        if not self.save_best:
+            return
+        # Without the previous paths, mmengine does not remove what they name before it saves what takes their place.
+        several = len(self.key_indicators) > 1
+        previous = dict(self.best_ckpt_path_dict) if several else {None: self.best_ckpt_path}
+        if several:
+            self.best_ckpt_path_dict = dict.fromkeys(previous)
+        else:
+            self.best_ckpt_path = None
+        super()._save_best_checkpoint(runner, metrics)
+        best = self.best_ckpt_path_dict if several else {None: self.best_ckpt_path}
+        if is_main_process():
+            self._remove(path for key, path in previous.items() if best[key] not in (None, path))
+        best = {key: path or previous[key] for key, path in best.items()}
+        if several:
+            self.best_ckpt_path_dict = best
+        else:
+            self.best_ckpt_path = best[None]
+
+    # ------------------------------------------------------------------------------------------------------- SIGTERM
+
+    def _watch_sigterm(self, runner) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self.handler = signal.signal(signal.SIGTERM, self._terminate)
+        loaders = [runner.train_dataloader] + ([] if runner.val_loop is None else [runner.val_dataloader])
+        if hasattr(signal, 'sigwaitinfo'):
+            for loader in loaders:
+                loader.worker_init_fn = partial(_heed_parent_alone, loader.worker_init_fn)
+
+    def _unwatch_sigterm(self) -> None:
+        if self.handler is not None:
+            signal.signal(signal.SIGTERM, self.handler)
+
+    def _terminate(self, *_) -> None:
+        self.terminated = True
+
+    def _stopping(self, runner) -> bool:
+        """Whether any process has got SIGTERM and the step is whole; to be asked in all of them at the same step."""
+        if _accumulates(runner.optim_wrapper):
+            return False
+        if get_world_size() == 1:
+            return self.terminated
+        flag = torch.tensor(float(self.terminated))
+        all_reduce(flag, 'max')
+        return bool(flag)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
+        loop = runner.train_loop
+        exact = next((hook for hook in runner.hooks if isinstance(hook, ExactResumeHook)), None)
+        if _has_epochs(loop) and exact is not None:
+            runner.message_hub.update_info(POSITION, exact.position(runner, batch_idx))
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        at_end = batch_idx + 1 == len(loop.dataloader) if _has_epochs(loop) else runner.iter + 1 == loop.max_iters
+        if at_end or not self._stopping(runner):
+            return
+        meta = dict(epoch=runner.epoch, iter=runner.iter + 1)
+        if self.saved_iter != meta['iter'] and (exact is not None or not _has_epochs(loop)):
+            self._save_checkpoint_with_step(runner, meta['iter'], meta, f'iter_{meta["iter"]}.pth')
+        self._exit(runner)
+
+    def after_train_epoch(self, runner) -> None:
+        runner.message_hub.runtime_info.pop(POSITION, None)
+        super().after_train_epoch(runner)
+        if _has_epochs(runner.train_loop) and self._stopping(runner):
+            if self.saved_iter != runner.iter:
+                meta = dict(epoch=runner.epoch + 1, iter=runner.iter)
+                self._save_checkpoint_with_step(runner, meta['epoch'], meta, f'iter_{meta["iter"]}.pth')
+            self._exit(runner)
+
+    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        # Several processes may have different numbers of batches here, and could not agree.
+        if self.terminated and self.saved_iter == runner.iter and get_world_size() == 1:
+            self._exit(runner)
+
+    def after_val_epoch(self, runner, metrics: dict) -> None:
+        super().after_val_epoch(runner, metrics)
+        if is_main_process():
+            AtomicLocalBackend().put_text(str(runner.iter), Path(runner.work_dir, 'last_validation'))
+        if self._stopping(runner) and self.saved_iter == runner.iter:
+            self._exit(runner)
+
+    def _exit(self, runner) -> None:
+        saved = f'{self.last_ckpt} is saved' if self.last_ckpt else 'no checkpoint is saved yet'
+        runner.logger.warning(f'SIGTERM: {saved}; --resume goes on. Exit status {SIGTERM_STATUS}')
+        runner.call_hook('after_run')
+        self._unwatch_sigterm()
+        sys.exit(SIGTERM_STATUS)
+
+    def after_train(self, runner) -> None:
+        super().after_train(runner)
+        self._unwatch_sigterm()
+
+
+def _has_epochs(loop) -> bool:
+    return isinstance(loop, EpochBasedTrainLoop)
+
+
+def _accumulates(optim_wrapper) -> bool:
+    """Whether gradients wait for more batches before the optimizer steps; a checkpoint does not hold them."""
+    wrappers = getattr(optim_wrapper, 'optim_wrappers', {'': optim_wrapper}).values()
+    return any(wrapper._inner_count % wrapper._accumulative_counts for wrapper in wrappers)
+
+
+def _heed_parent_alone(worker_init_fn, worker_id: int) -> None:
+    """Schedulers send SIGTERM to the worker processes, too, which the last batches still need."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+    if worker_init_fn is not None:
+        worker_init_fn(worker_id)
+
+
+def _wait_for_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

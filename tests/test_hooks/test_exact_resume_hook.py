@@ -1,0 +1,94 @@
+"""Runs that resume with everything random, against runs that were not interrupted."""
+
+import shutil
+
+import pytest
+import torch
+
+from tests.test_hooks.noisy_run import assert_same, build_run, state
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('whole')
+    runner = build_run(folder)
+    runner.train()
+    return folder, torch.stack(runner.model.seen)
+
+
+def test_two_runs_with_one_seed_are_equal_whatever_the_workers(whole, tmp_path):
+    folder, seen = whole
+    for name, workers, seed in (('again', 0, 0), ('two', 2, 0), ('three', 3, 0), ('other', 0, 1)):
+        runner = build_run(tmp_path / name, workers=workers, seed=seed)
+        runner.train()
+        others = torch.stack(runner.model.seen)
+        if seed == 0:
+            assert torch.equal(others, seen), name
+            assert_same(state(tmp_path / name / 'epoch_3.pth'), state(folder / 'epoch_3.pth'))
+        else:
+            assert not torch.equal(others[..., 1:], seen[..., 1:])
+
+
+def test_random_numbers_do_not_repeat(whole):
+    noise = whole[1][..., 1:].flatten(0, 1)  # 36 items, 3 generators
+    assert all(len(column.unique()) == 36 for column in noise.T)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('epoch', [1, 2])
+def test_a_resumed_run_equals_the_whole_one(whole, tmp_path, epoch, workers):
+    folder, seen = whole
+    shutil.copy(folder / f'epoch_{epoch}.pth', tmp_path)
+    runner = build_run(tmp_path, workers=workers, resume=True, load_from=str(tmp_path / f'epoch_{epoch}.pth'))
+    runner.train()
+    assert torch.equal(torch.stack(runner.model.seen), seen[4 * epoch :])
+    assert_same(state(tmp_path / 'epoch_3.pth'), state(folder / 'epoch_3.pth'))
+
+
+def test_a_run_without_a_seed_resumes_with_the_order_of_its_data(tmp_path):
+    runner = build_run(tmp_path / 'whole', seed=None)
+    runner.train()
+    seen = torch.stack(runner.model.seen)
+    runner = build_run(tmp_path / 'half', seed=None, resume=True, load_from=str(tmp_path / 'whole/epoch_1.pth'))
+    runner.train()
+    assert torch.equal(torch.stack(runner.model.seen), seen[4:])
+    assert_same(state(tmp_path / 'half/epoch_3.pth'), state(tmp_path / 'whole/epoch_3.pth'))
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_an_iteration_based_run_resumes_likewise(tmp_path, workers):
+    hook = dict(checkpoint=dict(type='SafeCheckpointHook', interval=5, by_epoch=False))
+    runner = build_run(tmp_path / 'whole', workers=workers, iters=10, default_hooks=hook)
+    runner.train()
+    seen = torch.stack(runner.model.seen)
+    path = tmp_path / 'whole/iter_5.pth'
+    runner = build_run(
+        tmp_path / 'half', workers=workers, iters=10, default_hooks=hook, resume=True, load_from=str(path)
+    )
+    runner.train()
+    assert torch.equal(torch.stack(runner.model.seen), seen[5:])
+    assert_same(state(tmp_path / 'half/iter_10.pth'), state(tmp_path / 'whole/iter_10.pth'))
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('step', [1, 3, 6, 8])
+def test_an_epoch_based_run_resumes_within_an_epoch(whole, tmp_path, step, workers):
+    folder, seen = whole
+    hook = dict(checkpoint=dict(type='SafeCheckpointHook', interval=1, by_epoch=False))
+    build_run(tmp_path, default_hooks=hook).train()
+    runner = build_run(tmp_path, workers=workers, resume=True, load_from=str(tmp_path / f'iter_{step}.pth'))
+    runner.train()
+    assert torch.equal(torch.stack(runner.model.seen), seen[step:])
+    assert runner.iter == 12
+    assert_same(state(tmp_path / 'epoch_3.pth'), state(folder / 'epoch_3.pth'))
+
+
+def test_an_epoch_whose_batches_changed_begins_again(tmp_path, capfd):
+    hook = dict(checkpoint=dict(type='SafeCheckpointHook', interval=1, by_epoch=False))
+    build_run(tmp_path, epochs=1, default_hooks=hook).train()
+    runner = build_run(
+        tmp_path, batch_size=2, epochs=1, resume=True, load_from=str(tmp_path / 'iter_3.pth'), param_scheduler=None
+    )
+    runner.train()
+    assert len(runner.model.seen) == 6
+    assert 'after 3 of 4 batches of epoch 1, which now has 6: the epoch begins again' in capfd.readouterr().out

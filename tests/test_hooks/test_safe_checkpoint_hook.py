@@ -1,0 +1,311 @@
+"""Checkpoints of runs that end in the middle: killed, out of disk, told to stop; and resuming after each."""
+
+import errno
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.registry import HOOKS
+from mmengine.hooks import Hook
+
+from asl_mmdet.checkpoint import CheckpointError
+from asl_mmdet.hooks import safe_checkpoint_hook
+from asl_mmdet.hooks.safe_checkpoint_hook import AtomicLocalBackend
+from tests.test_hooks.noisy_run import Count, assert_same, build_run, state
+
+
+@HOOKS.register_module()
+class CallAtHook(Hook):
+    """Calls a function after an iteration."""
+
+    def __init__(self, step, call):
+        self.step, self.call = step, call
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        if runner.iter + 1 == self.step:
+            self.call()
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('whole')
+    build_run(folder).train()
+    return folder
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix != '.py')
+
+
+# ------------------------------------------------------------------------------------------------------ atomic writing
+
+
+def test_a_file_is_seen_when_it_is_complete_and_synced(tmp_path, monkeypatch):
+    (tmp_path / 'a.pth').write_bytes(b'old')
+    seen = []
+    sync, replace = os.fsync, os.replace
+
+    def watch(name, call):
+        def watched(*args):
+            seen.append((name, (tmp_path / 'a.pth').read_bytes(), [p.read_bytes() for p in tmp_path.glob('.*')]))
+            call(*args)
+
+        return watched
+
+    monkeypatch.setattr(os, 'fsync', watch('sync', sync))
+    monkeypatch.setattr(os, 'replace', watch('rename', replace))
+    AtomicLocalBackend().put(b'new', tmp_path / 'a.pth')
+    assert seen == [('sync', b'old', [b'new']), ('rename', b'old', [b'new']), ('sync', b'new', [])]
+    assert files(tmp_path) == ['a.pth']
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / 'disk').mkdir()
+    (tmp_path / 'a.pth').symlink_to(tmp_path / 'disk/a.pth')
+    AtomicLocalBackend().put(b'new', tmp_path / 'a.pth')
+    assert (tmp_path / 'a.pth').is_symlink() and (tmp_path / 'disk/a.pth').read_bytes() == b'new'
+
+
+def fill_disk(monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(safe_checkpoint_hook.os, 'fsync', full)
+
+
+def test_a_full_disk_is_an_error_and_leaves_the_older_checkpoint(whole, tmp_path, monkeypatch):
+    hook = dict(type='SafeCheckpointHook', interval=1, max_keep_ckpts=1)
+    filling = dict(type='CallAtHook', step=8, call=lambda: fill_disk(monkeypatch))
+    with pytest.raises(OSError, match=r'No space left.*epoch_2\.pth \(0\.0 MB\) was not written.*--resume') as caught:
+        build_run(tmp_path, default_hooks=dict(checkpoint=hook), hooks=[filling]).train()
+    assert caught.value.errno == errno.ENOSPC
+    assert files(tmp_path) == ['epoch_1.pth', 'last_checkpoint']
+    monkeypatch.undo()
+    build_run(tmp_path, default_hooks=dict(checkpoint=hook), resume=True).train()
+    assert files(tmp_path) == ['epoch_3.pth', 'last_checkpoint']
+    assert_same(state(tmp_path / 'epoch_3.pth'), state(whole / 'epoch_3.pth'))
+
+
+@pytest.mark.parametrize('best', ['acc', ['acc', 'acc2']])
+def test_older_ones_go_when_the_new_one_is_there(tmp_path, monkeypatch, best):
+    """Looks at the folder in the moment before each checkpoint appears."""
+    seen = {}
+    replace = os.replace
+
+    def watch(source, target):
+        seen.setdefault(Path(target).name, files(tmp_path))
+        replace(source, target)
+
+    class Two(Count):
+        def evaluate(self, size):
+            acc = super().evaluate(size)['acc']
+            return dict(acc=acc, acc2=1 - acc)
+
+    monkeypatch.setattr(os, 'replace', watch)
+    hook = dict(type='SafeCheckpointHook', interval=1, max_keep_ckpts=1, save_best=best, rule='greater')
+    build_run(tmp_path, default_hooks=dict(checkpoint=hook), evaluator=Two([0.2, 0.1, 0.3])).train()
+    assert {'epoch_1.pth', 'best_acc_epoch_1.pth'} <= {*seen['best_acc_epoch_3.pth'], *seen['epoch_2.pth']}
+    assert 'best_acc_epoch_1.pth' in seen['best_acc_epoch_3.pth'] and 'epoch_2.pth' in seen['epoch_3.pth']
+    second = [] if best == 'acc' else ['best_acc2_epoch_2.pth']
+    if second:
+        assert 'best_acc2_epoch_1.pth' in seen['best_acc2_epoch_2.pth']
+    assert [name for name in files(tmp_path) if name.endswith('.pth')] == [
+        *second,
+        'best_acc_epoch_3.pth',
+        'epoch_3.pth',
+    ]
+
+
+def test_left_overs_of_a_kill_are_cleared_away(tmp_path):
+    (tmp_path / '.epoch_1.pth.partial').write_bytes(b'half')
+    build_run(tmp_path, epochs=1).train()
+    assert not (tmp_path / '.epoch_1.pth.partial').exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ resuming
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    """Three epochs' checkpoints; the marker names the third's."""
+    for epoch in (1, 2, 3):
+        shutil.copy(whole / f'epoch_{epoch}.pth', tmp_path)
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_3.pth'))
+    return tmp_path
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ('harm', 'what'),
+    [
+        (lambda folder: cut(folder / 'epoch_3.pth'), r'epoch_3\.pth is truncated'),
+        (lambda folder: flip_a_bit(folder / 'epoch_3.pth'), r'epoch_3\.pth is damaged'),
+        (lambda folder: (folder / 'epoch_3.pth').write_bytes(b''), r'epoch_3\.pth is empty'),
+        (lambda folder: (folder / 'epoch_3.pth').unlink(), r'epoch_3\.pth is missing'),
+        (
+            lambda folder: [(folder / 'epoch_3.pth').unlink(), (folder / 'last_checkpoint').unlink()],
+            'last_checkpoint is m',
+        ),
+        (
+            lambda folder: [(folder / 'epoch_3.pth').unlink(), (folder / 'last_checkpoint').write_text('')],
+            'ckpoint is e',
+        ),
+    ],
+)
+def test_resume_falls_back_to_the_newest_intact_checkpoint(whole, folder, harm, what, capfd):
+    harm(folder)
+    os.utime(folder / 'epoch_1.pth')  # copied last
+    runner = build_run(folder, resume=True)
+    runner.train()
+    assert len(runner.model.seen) == 4
+    assert re.search(rf'WARNING - .*{what}.*: resuming from \S*/epoch_2\.pth', capfd.readouterr().out)
+    assert_same(state(folder / 'epoch_3.pth'), state(whole / 'epoch_3.pth'))
+
+
+def test_resume_refuses_where_none_is_intact(folder):
+    for path in folder.glob('*.pth'):
+        cut(path)
+    with pytest.raises(
+        CheckpointError, match=r'cannot resume: \S*epoch_1.pth is trunc.*epoch_3.pth is trunc.*--resume'
+    ):
+        build_run(folder, resume=True).train()
+
+
+def test_resume_starts_where_nothing_is(tmp_path):
+    runner = build_run(tmp_path, epochs=1, resume=True)
+    runner.train()
+    assert len(runner.model.seen) == 4
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill():
+    raise Killed
+
+
+def test_a_validation_that_a_kill_cut_off_is_made_up_for(tmp_path):
+    with pytest.raises(Killed):
+        build_run(tmp_path, epochs=1, evaluator=Count(at=kill)).train()
+    again = Count()
+    runner = build_run(tmp_path, epochs=1, evaluator=again, resume=True)
+    runner.train()
+    assert (len(runner.model.seen), again.runs) == (0, 1)
+    once_more = Count()
+    build_run(tmp_path, epochs=1, evaluator=once_more, resume=True).train()
+    assert once_more.runs == 0
+
+
+def test_the_best_of_such_a_validation_is_remembered(tmp_path):
+    hook = dict(type='SafeCheckpointHook', interval=1, save_best='acc')
+
+    def attempt(evaluator, *hooks):
+        build_run(
+            tmp_path, epochs=2, default_hooks=dict(checkpoint=hook), evaluator=evaluator, hooks=hooks, resume=True
+        ).train()
+
+    with pytest.raises(Killed):
+        attempt(Count(at=kill))
+    with pytest.raises(Killed):
+        attempt(Count([0.9]), dict(type='CallAtHook', step=5, call=kill))
+    attempt(Count([0.5]))
+    assert [name for name in files(tmp_path) if 'best' in name] == ['best_acc_epoch_1.pth']
+    info = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)['message_hub']['runtime_info']
+    assert info['best_score'] == 0.9
+
+
+# ------------------------------------------------------------------------------------------------------------- SIGTERM
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('step', [1, 4, 6, 11])
+def test_sigterm_saves_and_the_next_start_goes_on(whole, tmp_path, step, workers):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        build_run(tmp_path, workers=workers, hooks=[dict(type='CallAtHook', step=step, call=terminate)]).train()
+    assert caught.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    saved = Path((tmp_path / 'last_checkpoint').read_text())
+    assert saved.name == ('epoch_1.pth' if step == 4 else f'iter_{step}.pth')
+    runner = build_run(tmp_path, workers=workers, resume=True)
+    runner.train()
+    assert len(runner.model.seen) == 12 - step and runner.iter == 12
+    assert_same(state(tmp_path / 'epoch_3.pth'), state(whole / 'epoch_3.pth'))
+    assert not (tmp_path / f'iter_{step}.pth').exists()
+
+
+def test_sigterm_twice_in_one_epoch(whole, tmp_path):
+    for step in (5, 7):
+        with pytest.raises(SystemExit):
+            build_run(tmp_path, resume=True, hooks=[dict(type='CallAtHook', step=step, call=terminate)]).train()
+    assert files(tmp_path) == ['epoch_1.pth', 'iter_7.pth', 'last_checkpoint']
+    build_run(tmp_path, resume=True).train()
+    assert_same(state(tmp_path / 'epoch_3.pth'), state(whole / 'epoch_3.pth'))
+
+
+def test_sigterm_to_worker_processes_leaves_them_their_batches(whole, tmp_path):
+    """As a scheduler does that signals every process of a job."""
+    before = set(multiprocessing.active_children())
+
+    def from_outside():  # a worker heeds its own training process
+        pids = [str(child.pid) for child in set(multiprocessing.active_children()) - before] + [str(os.getpid())]
+        assert len(pids) == 3
+        os.system(f'kill -TERM {" ".join(pids)}; sleep 0.3')
+
+    with pytest.raises(SystemExit) as caught:
+        build_run(tmp_path, workers=2, hooks=[dict(type='CallAtHook', step=6, call=from_outside)]).train()
+    assert caught.value.code == 143
+    build_run(tmp_path, workers=2, resume=True).train()
+    assert_same(state(tmp_path / 'epoch_3.pth'), state(whole / 'epoch_3.pth'))
+
+
+def test_sigterm_waits_for_the_gradients_that_are_being_accumulated(tmp_path):
+    optimizer = dict(optimizer=dict(type='AdamW', lr=0.1), accumulative_counts=3)
+    build_run(tmp_path / 'whole', optim_wrapper=optimizer).train()
+    with pytest.raises(SystemExit):
+        hook = dict(type='CallAtHook', step=4, call=terminate)
+        build_run(tmp_path / 'half', optim_wrapper=optimizer, hooks=[hook]).train()
+    assert (tmp_path / 'half/last_checkpoint').read_text().endswith('iter_6.pth')
+    build_run(tmp_path / 'half', optim_wrapper=optimizer, resume=True).train()
+    assert_same(state(tmp_path / 'half/epoch_3.pth'), state(tmp_path / 'whole/epoch_3.pth'))
+
+
+def test_sigterm_in_an_iteration_based_run(tmp_path):
+    hook = dict(checkpoint=dict(type='SafeCheckpointHook', interval=10, by_epoch=False))
+    build_run(tmp_path / 'whole', iters=10, default_hooks=hook).train()
+    with pytest.raises(SystemExit):
+        stop = dict(type='CallAtHook', step=4, call=terminate)
+        build_run(tmp_path / 'half', iters=10, default_hooks=hook, hooks=[stop]).train()
+    build_run(tmp_path / 'half', iters=10, default_hooks=hook, resume=True).train()
+    assert_same(state(tmp_path / 'half/iter_10.pth'), state(tmp_path / 'whole/iter_10.pth'))
+
+
+def test_sigterm_in_a_validation(tmp_path):
+    first = Count(at=terminate)
+    with pytest.raises(SystemExit):
+        build_run(tmp_path, evaluator=first).train()
+    assert first.runs == 0 and (tmp_path / 'last_checkpoint').read_text().endswith('epoch_1.pth')
+    second = Count()
+    runner = build_run(tmp_path, evaluator=second, resume=True)
+    runner.train()
+    assert (len(runner.model.seen), second.runs) == (8, 3)
+    assert torch.load(tmp_path / 'epoch_3.pth', weights_only=False)['meta']['iter'] == 12
