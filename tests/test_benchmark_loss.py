@@ -25,6 +25,15 @@ def test_the_table_has_every_loss_and_a_peer_from_a_file(tmp_path):
     assert all(float(ratio) > 0 for ratio in rows['twice'])
 
 
+def test_growth_is_drawn_with_its_slope(tmp_path):
+    figure = tmp_path / 'growth.png'
+    sizes = ('--growth-rows', 8, 64, '--growth-classes', 4, 40, '--rounds', 3, '--threads', 1)
+    done = run_tool(TOOL, '--sizes', '--growth', figure, *sizes)
+    assert done.returncode == 0 and figure.stat().st_size > 5000, done.stdout
+    tables = re.findall(r'^\| (rows|classes) \| BCE, ms \|(?:.*\n)+?\| slope \| (-?[\d.]+) ', done.stdout, re.MULTILINE)
+    assert [name for name, _ in tables] == ['rows', 'classes']
+
+
 def test_wrong_calls_say_what_is_wrong(tmp_path):
     done = run_tool(TOOL, '--sizes', '64')
     assert done.returncode == 2 and '64: write ROWSxCLASSES' in done.stdout

@@ -37,7 +37,9 @@ def main() -> None:
     parser.add_argument('--device', help='such as cuda:1 (default: a GPU where there is one)')
     parser.add_argument('--fuse-conv-bn', action='store_true', help='fold BN into convolutions; faster, same results')
     parser.add_argument(
-        '--compile', action='store_true', help='fold BN and compile the backbone; pays from thousands of images of few sizes on'
+        '--compile',
+        action='store_true',
+        help='fold BN and compile the backbone; pays from thousands of images of few sizes on',
     )
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings of the config'

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOLS = Path(__file__).resolve().parent.relative_to(ROOT)
 FIGURE = re.compile(r'--growth (\S+)')
 MORE_ARGUMENTS = {
+    'benchmark_loss.py': '--dtypes float32 bfloat16 float16 --growth docs/figures/growth_loss.png',
     'benchmark_metric.py': '--partial --growth docs/figures/growth_metric.png',
     'benchmark_startup.py': '--growth docs/figures/growth_startup.png',
 }

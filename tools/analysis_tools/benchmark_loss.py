@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from benchmarking import Sizes, dimensions, draw_growth, growth_table, table
 from mmdet.models import FocalLoss
 from rich.progress import track
 from torch import Tensor, nn
@@ -36,13 +37,6 @@ def load_peer(text: str) -> tuple[str, nn.Module]:
     if not hasattr(module, attribute):
         raise argparse.ArgumentTypeError(f'{text}: {path} has no {attribute}')
     return name, getattr(module, attribute)()
-
-
-def size(text: str) -> tuple[int, int]:
-    rows, _, classes = text.partition('x')
-    if not (rows.isdigit() and classes.isdigit()):
-        raise argparse.ArgumentTypeError(f'{text}: write ROWSxCLASSES, such as 128x80')
-    return int(rows), int(classes)
 
 
 def contestants(
@@ -99,38 +93,78 @@ def median_times(functions: dict[str, Callable[[], Tensor]], logits: Tensor, rou
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--sizes', type=size, nargs='+', default=[(128, 80), (128, 5400), (44000, 80)])
-    parser.add_argument('--dtypes', choices=DTYPES, nargs='+', default=['float32'])
-    parser.add_argument('--peer', type=load_peer, action='append', default=[], metavar='NAME=FILE.py:CLASS')
-    parser.add_argument('--rounds', type=int, default=31)
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+def make_batch(rows: int, classes: int, dtype: str, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Random logits, labels of which 3 % are positive, and class indices."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(rows, classes, generator=generator).to(device, DTYPES[dtype]).requires_grad_()
+    labels = (torch.rand(rows, classes, generator=generator) < 0.03).float().to(device)
+    indices = torch.randint(0, classes + 1, (rows,), generator=generator).to(device)
+    return logits, labels, indices
 
+
+def compare(args: argparse.Namespace) -> str:
+    """Table of multiples of BCE, with the seconds of every loss's first call."""
     columns, first_calls = {}, {}
     for dtype in args.dtypes:
         for rows, classes in args.sizes:
-            generator = torch.Generator().manual_seed(0)
-            logits = torch.randn(rows, classes, generator=generator).to(args.device, DTYPES[dtype]).requires_grad_()
-            labels = (torch.rand(rows, classes, generator=generator) < 0.03).float().to(args.device)
-            indices = torch.randint(0, classes + 1, (rows,), generator=generator).to(args.device)
+            logits, labels, indices = make_batch(rows, classes, dtype, args.device)
             functions = contestants(logits, labels, indices, args.peer)
             for name, function in functions.items():
                 start = time.perf_counter()
                 function().backward()
                 first_calls.setdefault(name, time.perf_counter() - start)
             columns[f'{rows} x {classes}, {dtype}'] = median_times(functions, logits, args.rounds)
+    lines = [
+        [name, *(f'{times[name] / times["BCE"]:.2f}' for times in columns.values()), f'{first:.1f}']
+        for name, first in first_calls.items()
+    ]
+    lines.append(['BCE, ms', *(f'{1e3 * times["BCE"]:.3f}' for times in columns.values()), ''])
+    return table(['loss', *columns, 'first call, s'], lines)
 
-    print(f'\nForward and backward pass, multiples of BCE; {args.device}, {args.threads} threads, {torch.__version__}')
-    print('| loss | ' + ' | '.join(columns) + ' | first call, s |')
-    print('|' + '---|' * (len(columns) + 2))
-    for name, first in first_calls.items():
-        cells = [f'{times[name] / times["BCE"]:.2f}' for times in columns.values()]
-        print(f'| {name} | ' + ' | '.join(cells) + f' | {first:.1f} |')
-    print('| BCE, ms | ' + ' | '.join(f'{1e3 * times["BCE"]:.3f}' for times in columns.values()) + ' | |')
+
+def measure_growth(sizes: list[tuple[int, int]], args: argparse.Namespace) -> dict[str, dict[tuple[int, int], float]]:
+    """Milliseconds by size, by name."""
+    curves = {'BCE': {}, 'ASL, fused': {}, 'ASL, fused, indices': {}}
+    for size in sizes:
+        logits, labels, indices = make_batch(*size, args.dtypes[0], args.device)
+        functions = contestants(logits, labels, indices, [])
+        for name, seconds in median_times({name: functions[name] for name in curves}, logits, args.rounds).items():
+            curves[name][size] = 1e3 * seconds
+    return curves
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        '--sizes', type=dimensions, nargs='*', default=[(128, 80), (128, 5400), (44000, 80)], metavar='ROWSxCLASSES'
+    )
+    parser.add_argument('--dtypes', choices=DTYPES, nargs='+', default=['float32'])
+    parser.add_argument('--peer', type=load_peer, action='append', default=[], metavar='NAME=FILE.py:CLASS')
+    parser.add_argument('--growth', type=Path, metavar='FIGURE', help='measure and draw cost by rows and by classes')
+    parser.add_argument('--growth-rows', type=int, nargs='+', action=Sizes, default=[128, 1000, 8000, 44000, 200000])
+    parser.add_argument('--growth-classes', type=int, nargs='+', action=Sizes, default=[80, 400, 2000, 9605, 32093])
+    parser.add_argument('--rounds', type=int, default=31)
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    where = f'{args.device}, {args.threads} threads, {torch.__version__}'
+
+    if args.sizes:
+        text = compare(args)
+        print(f'\nForward and backward pass, multiples of BCE; {where}\n')
+        print(text)
+    if args.growth:
+        panels = {}
+        for what, sizes, index in (
+            ('rows, of 80 classes', [(rows, 80) for rows in args.growth_rows], 0),
+            ('classes, of 128 rows', [(128, classes) for classes in args.growth_classes], 1),
+        ):
+            measured = measure_growth(sizes, args)
+            panels[what] = {name: {at[index]: ms for at, ms in costs.items()} for name, costs in measured.items()}
+            print(f'\nCost by number of {what}; {where}\n')
+            print(growth_table(what.partition(',')[0], panels[what], 'ms'))
+        draw_growth(args.growth, panels, 'ms')
 
 
 if __name__ == '__main__':
