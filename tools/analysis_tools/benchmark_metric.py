@@ -224,9 +224,7 @@ def main() -> None:
     )
     parser.add_argument('--growth', type=Path, metavar='FIGURE', help='measure and draw cost by images and by classes')
     parser.add_argument('--growth-images', type=int, nargs='+', action=Sizes, default=[1000, 3000, 10000, 30000, 90000])
-    parser.add_argument(
-        '--growth-classes', type=int, nargs='+', action=Sizes, default=[20, 80, 400, 2000, 9605, 32093]
-    )
+    parser.add_argument('--growth-classes', type=int, nargs='+', action=Sizes, default=[20, 80, 400, 2000, 9605, 32093])
     parser.add_argument('--rounds', type=int, default=15)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     args = parser.parse_args()
