@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -21,6 +22,10 @@ from .checkpoint import CheckpointError
 from .datasets import AnnotationError
 from .datasets.detection import guard_detection_data
 from .hooks import ExactResumeHook
+
+
+# Seconds for which a process waits for the others; torch's default is this for NCCL, but three times as long for gloo.
+TIMEOUT = 600
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +53,8 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.merge_from_dict(args.cfg_options)
     if args.work_dir or cfg.get('work_dir') is None:
         cfg.work_dir = args.work_dir or str(Path('work_dirs') / Path(args.config).stem)
+    if cfg.launcher != 'none' and cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout') is None:
+        cfg.merge_from_dict({'env_cfg.dist_cfg.timeout': TIMEOUT})
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         _distribute_on_cpu(cfg)
     return cfg
@@ -78,8 +85,11 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
 
 @contextmanager
 def exit_on_known_faults() -> Iterator[None]:
-    """A fault of data or checkpoints ends the program with its message alone, which is complete, and exit status 1; so
-    does a full disk."""
+    """A fault of data or checkpoints ends the program with its message alone, which is complete, and exit status 1.
+
+    So does a full disk, and, where gloo tells, another process that is gone or stands still. NCCL's watchdog writes a
+    message of its own.
+    """
     try:
         yield
     except OSError as error:
@@ -95,12 +105,23 @@ def exit_on_known_faults() -> Iterator[None]:
         message = str(error).rpartition(f'{AnnotationError.__name__}: ')[2].strip()
         print_log(message, 'current', logging.ERROR)
         sys.exit(1)
+    except RuntimeError as error:
+        if 'gloo/transport' not in str(error):
+            raise
+        rank, number = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        message = (
+            f'Process {rank} of {number} ends, because another one has ended, or has not answered for as many seconds '
+            f'as env_cfg.dist_cfg.timeout says. That one may have told why; --resume goes on from the last checkpoint. '
+            f'gloo: {error}'
+        )
+        print_log(message, 'current', logging.ERROR)
+        sys.exit(1)
 
 
 def _distribute_on_cpu(cfg: Config) -> None:
     """mmengine binds every process to a GPU when it starts the group and when it wraps the model; here, neither."""
     cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
-    torch.distributed.init_process_group('gloo')
+    torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=cfg.env_cfg.dist_cfg.timeout))
     cfg.setdefault(
         'model_wrapper_cfg',
         dict(

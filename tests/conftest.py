@@ -1,12 +1,16 @@
 import os
+import pickle
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
+import torch.multiprocessing as mp
 from hypothesis import settings
 
 # The same cases in every run: a change that passes here passes elsewhere. HYPOTHESIS_PROFILE=random draws new ones.
@@ -17,21 +21,41 @@ settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'fixed'))
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run_tool(*command, cwd=ROOT, env=None, timeout=600):
-    """Run a tool as its user does; returns the finished process with stdout and stderr together as text."""
+def start_tool(*command, cwd=ROOT, env=None, stdout=subprocess.PIPE):
+    """Start a tool as its user does; stdout and stderr are one stream of text."""
     command = [str(part) for part in command]
     if command[0].endswith('.py'):
         command.insert(0, sys.executable)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, 'PATH': path, **(env or {})},
-        timeout=timeout,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    env = {**os.environ, 'PATH': path, **(env or {})}
+    return subprocess.Popen(command, cwd=cwd, env=env, text=True, stdout=stdout, stderr=subprocess.STDOUT)
+
+
+def run_tool(*command, cwd=ROOT, env=None, timeout=600):
+    """Run a tool to its end; returns the finished process with its output."""
+    with start_tool(*command, cwd=cwd, env=env) as process:
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+
+def in_processes(function, folder, number=2):
+    """What ``function(rank)`` returns in each of so many processes that form a group, in a new folder each call."""
+    folder = tempfile.mkdtemp(dir=folder)
+    # A fork inherits what is imported, which takes seconds.
+    mp.start_processes(_run_rank, (function, folder, number), nprocs=number, start_method='fork')
+    return [pickle.loads(Path(folder, f'{rank}.pkl').read_bytes()) for rank in range(number)]
+
+
+def _run_rank(rank, function, folder, number):
+    torch.set_num_threads(1)  # OpenMP does not survive a fork with more
+    os.chdir(folder)  # where mmengine collects results
+    os.environ['LOCAL_RANK'] = str(rank)
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=number)
+    Path(folder, f'{rank}.pkl').write_bytes(pickle.dumps(function(rank)))
 
 
 @pytest.fixture(autouse=True, scope='session')

@@ -1,11 +1,13 @@
 """tools/ as their users run them: real processes on a small data set of shapes."""
 
+import argparse
 import json
 import math
 import os
 import pickle
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,10 +20,11 @@ import torch
 from mmdet.registry import DATASETS
 from mmengine.config import Config, ConfigDict
 
+from asl_mmdet.command_line import add_config_arguments, load_config
 from asl_mmdet.datasets import AnnotationError
 from asl_mmdet.datasets.detection import guard_detection_data
 from asl_mmdet.evaluation import MultiLabelMetric
-from tests.conftest import ROOT, run_tool
+from tests.conftest import ROOT, run_tool, start_tool
 
 EPOCHS = 3
 CONFIG = ROOT / 'configs/fcos/fcos_tresnet-narrow_fpn_asl_shapes.py'
@@ -242,6 +245,92 @@ def test_two_processes_train_and_adapt_a_classifier_like_one(trained_classifier,
         trajectory, other = (scalars_of(folder, name) for folder in (trained_classifier[0], tmp_path))
         assert len(trajectory) == 4 * EPOCHS and len(set(trajectory)) > EPOCHS
         assert other == pytest.approx(trajectory, abs=1e-4)
+
+
+def endless_classifier_on(shapes, tmp_path):
+    options = ('train_cfg.max_epochs=100000', 'train_cfg.val_interval=100000', 'default_hooks.logger.interval=1')
+    return ['--work-dir', tmp_path, *classifier_on(shapes, *options, 'default_hooks.checkpoint.interval=100000')]
+
+
+def wait_until(is_true, *processes):
+    while not is_true():
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+
+
+def is_training(output):
+    return 'Epoch(train)' in output.read_text()
+
+
+def children(pid):
+    return [int(child) for child in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+
+
+def test_a_killed_process_ends_the_run(shapes, tmp_path):
+    """torch's launcher ends the others, and says which one was killed."""
+    log = tmp_path / 'output.txt'
+    command = ['tools/dist_train.sh', CLASSIFIER, 2, *endless_classifier_on(shapes, tmp_path)]
+    env = dict(PORT=free_port(), OMP_NUM_THREADS='1')
+    with log.open('w') as stdout, start_tool(*command, env=env, stdout=stdout) as launcher:
+        wait_until(lambda: is_training(log), launcher)
+        first, second = children(launcher.pid)
+        os.kill(second, signal.SIGKILL)
+        killed_at = time.monotonic()
+        assert launcher.wait(timeout=600) != 0
+    print(f'the run ended {time.monotonic() - killed_at:.1f} s after one process was killed')
+    assert not any(Path(f'/proc/{pid}').exists() for pid in (first, second))
+    assert re.search(rf'exitcode  *: -9 \(pid: {second}\)', log.read_text())
+
+
+@pytest.mark.parametrize(
+    'sent, to, timeout, reason',
+    [
+        # Process 0 keeps the group's store, too.
+        ('SIGKILL', 0, 300, 'Connection (reset|closed) by peer'),
+        pytest.param('SIGSTOP', 1, 20, 'Timed out', marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_does_not_wait_for_ever_for_another(shapes, tmp_path, sent, to, timeout, reason):
+    """Without a launcher that ends it: a killed peer is seen at once, one that stands still after the timeout."""
+    command = ['tools/train.py', CLASSIFIER, '--launcher', 'pytorch', *endless_classifier_on(shapes, tmp_path)]
+    common = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(), OMP_NUM_THREADS='1')
+    logs = [tmp_path / f'{rank}.txt' for rank in (0, 1)]
+    processes = []
+    try:
+        for rank, log in enumerate(logs):
+            env = dict(common, RANK=str(rank), LOCAL_RANK=str(rank))
+            with log.open('w') as stdout:
+                process = start_tool(*command, f'env_cfg.dist_cfg.timeout={timeout}', env=env, stdout=stdout)
+            processes.append(process)
+        wait_until(lambda: is_training(logs[0]), *processes)
+        processes[to].send_signal(getattr(signal, sent))
+        sent_at = time.monotonic()
+        assert processes[1 - to].wait(timeout=600) == 1
+        waited = time.monotonic() - sent_at
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    print(f'the other process ended {waited:.1f} s after {sent}, with a timeout of {timeout} s')
+    output = logs[1 - to].read_text()
+    assert re.search(
+        rf'Process {1 - to} of 2 ends, because another one .*env_cfg.dist_cfg.timeout.*{reason}', output.splitlines()[-1]
+    )
+    assert 'Traceback' not in output
+    if sent == 'SIGSTOP':
+        assert waited >= timeout - 1
+    else:
+        assert waited < timeout
+
+
+def test_processes_wait_for_ten_minutes_unless_told_otherwise():
+    parser = argparse.ArgumentParser()
+    add_config_arguments(parser)
+    launched = [str(CLASSIFIER), '--launcher', 'slurm']
+    told = ['--cfg-options', 'env_cfg.dist_cfg.timeout=60']
+    for options, expected in ((launched, 600), ([*launched, *told], 60), ([str(CLASSIFIER)], None)):
+        cfg = load_config(parser.parse_args(options))
+        assert cfg.env_cfg.dist_cfg.get('timeout') == expected and cfg.env_cfg.dist_cfg.backend == 'nccl'
 
 
 def test_test_evaluates_dumps_and_draws_a_classifier(trained_classifier, shapes, tmp_path):

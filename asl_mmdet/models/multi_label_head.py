@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import torch
 from mmdet.registry import MODELS
+from mmdet.utils import reduce_mean
+from mmengine.dist import is_distributed
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
@@ -17,7 +19,9 @@ class MultiLabelLinearClsHead(BaseModule):
 
     The loss is summed over classes and divided by the number of images N: C times larger than a mean over all
     elements, N times smaller than the plain sum of the official code. Adam and AdamW do not see such factors; SGD
-    does, and so does a weight decay that is added to the gradient.
+    does, and so does a weight decay that is added to the gradient. With several processes N is the mean over them, as
+    in mmdet's detectors: the average of their gradients is that of all images, also where their batches differ in
+    size.
 
     Classes of which an image says nothing (-1 in :func:`dense_targets`) have no loss. AsymmetricLoss is given the -1;
     other losses are given label 0 with weight 0.
@@ -112,7 +116,8 @@ class MultiLabelLinearClsHead(BaseModule):
                 weight = torch.ones_like(target) if weight is None else weight
                 weight = weight.masked_fill(unknown, 0)
                 target = target.masked_fill(unknown, 0)
-        return dict(loss=self.loss_module(logits, target, weight, avg_factor=len(logits), **kwargs))
+        num_images = reduce_mean(logits.new_tensor(len(logits))) if is_distributed() else len(logits)
+        return dict(loss=self.loss_module(logits, target, weight, avg_factor=num_images, **kwargs))
 
     def predict(
         self, feats: Sequence[Tensor] | Tensor, data_samples: Sequence[MultiLabelDataSample] | None = None

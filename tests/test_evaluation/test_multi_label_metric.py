@@ -2,13 +2,9 @@
 
 import itertools
 import logging
-import os
-import pickle
 
 import pytest
 import torch
-import torch.distributed
-import torch.multiprocessing as mp
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
@@ -16,6 +12,7 @@ from mmengine.runner import Runner
 
 from asl_mmdet.evaluation import MultiLabelMetric
 from asl_mmdet.structures import MultiLabelDataSample
+from tests.conftest import in_processes
 
 EVERYTHING = dict(
     items=('mAP', 'mAP_micro', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1'), official_map=True, best_threshold=True
@@ -179,10 +176,7 @@ def test_batches_make_no_difference_and_results_are_cleared():
 # ------------------------------------------------------------------------------------------------------------ processes
 
 
-def rank_of_two(rank, folder):
-    torch.set_num_threads(1)  # OpenMP does not survive a fork with more
-    os.chdir(folder)  # where mmengine collects results
-    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+def rank_of_two(rank):
     results = []
     for size, padded, collect_device in itertools.product((1, 2, 7, 8), (True, False), ('cpu', 'gpu')):
         samples = random_samples(size)
@@ -190,17 +184,13 @@ def rank_of_two(rank, folder):
         results.append(evaluate(mine, (3, 1) if rank else (2,), size, collect_device=collect_device, **EVERYTHING))
     # Shares that are not every second image.
     results.append(evaluate(random_samples(7)[5:] if rank else random_samples(7)[:5], size=7, **EVERYTHING))
-    with open(f'{folder}/{rank}.pkl', 'wb') as f:
-        pickle.dump(results, f)
+    return results
 
 
 def test_two_processes_give_what_one_gives(tmp_path):
-    # A fork inherits what is imported, which takes seconds.
-    mp.start_processes(rank_of_two, (str(tmp_path),), nprocs=2, start_method='fork')
     expected = [evaluate(random_samples(size), size=size, **EVERYTHING) for size in (1, 2, 7, 8) for _ in range(4)]
     expected.append(evaluate(random_samples(7), size=7, **EVERYTHING))
-    for rank in (0, 1):
-        assert pickle.loads((tmp_path / f'{rank}.pkl').read_bytes()) == expected
+    assert in_processes(rank_of_two, tmp_path) == [expected, expected]
     repeated = random_samples(7) + random_samples(7)[:1]
     assert evaluate(repeated, size=8, **EVERYTHING) != evaluate(repeated, size=7, **EVERYTHING)
 

@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 from asl_mmdet.checkpoint import admit_runner_checkpoints, read_checkpoint
 from asl_mmdet.hooks import AdaptiveAsymmetryHook
 from asl_mmdet.models import AsymmetricLoss
-from tests.conftest import ROOT
+from tests.conftest import ROOT, in_processes
 from tests.test_hooks.conftest import Logits
 from tests.test_hooks.test_probability_gap_hook import BATCHES, TwoHeads
 
@@ -58,6 +58,44 @@ def test_accumulated_batches_are_one_step(run_batches):
     _, scalars = run_batches(BATCHES, adaptive(target=0.1, step=2.0), epochs=2, optim_wrapper=optim_wrapper)
     together = 4 + 2 * (0.1 - (1.7 / 3 - 1 + 2.4 / 6))
     assert scalars['gamma_neg'] == pytest.approx([4.0, together, together, 2 * together - 4])
+
+
+# Pairs of batches of the two processes: one of them without a positive, with other numbers of images; both without.
+OF_TWO = [
+    (BATCHES[0], WITHOUT_POSITIVES),
+    (WITHOUT_POSITIVES, BATCHES[1]),
+    (WITHOUT_POSITIVES, ([[0.7, 0.2], [0.4, 0.8]], [[0, 0], [0, 0]])),
+    (BATCHES[1], ([[0.6, 0.7], [0.2, 0.5], [0.8, 0.1]], [[1, 1], [0, 0], [0, 1]])),
+]
+
+
+@pytest.mark.parametrize('per_class', [False, True])
+@pytest.mark.parametrize('accumulated', [1, 2])
+def test_two_processes_with_uneven_batches_adapt_like_one(run_batches, tmp_path, per_class, accumulated):
+    options = dict(adapt='gamma_neg' if per_class else 'both', per_class=per_class)
+    hooks = [dict(type='ProbabilityGapHook', every=1), *adaptive(target=0.1, step=2.0, **options)]
+
+    def run(batches, work_dir, **kwargs):
+        wrapper = dict(optimizer=dict(type='SGD', lr=0.0), accumulative_counts=accumulated)
+        runner, scalars = run_batches(batches, hooks, work_dir=work_dir, optim_wrapper=wrapper, **kwargs)
+        loss = (runner.model.module if kwargs else runner.model).loss_cls
+        return scalars, {name: value.tolist() for name, value in loss.state_dict().items()}
+
+    # The sampler deals the batches out in turn.
+    dealt = [batch for pair in OF_TWO for batch in pair]
+    wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+    ranks = in_processes(
+        lambda rank: run(dealt, f'rank{rank}', launcher='pytorch', cfg=dict(model_wrapper_cfg=wrapper)), tmp_path
+    )
+    scalars, state = run([(p + q, y + z) for (p, y), (q, z) in OF_TWO], 'one')
+    assert len(set(scalars['gap'])) == len(scalars['gap']) == 3
+    assert len(set(scalars['gamma_neg'])) == 3 and len(scalars['gamma_neg']) == 4
+    for of_rank, state_of_rank in ranks:
+        for name in ('p_t_pos', 'p_t_neg', 'gap', 'gamma_neg', 'gamma_neg_min' if per_class else 'clip'):
+            assert of_rank[name] == pytest.approx(scalars[name], rel=1e-6, abs=1e-7), name
+        assert state_of_rank.keys() == state.keys()
+        for name, value in state.items():
+            torch.testing.assert_close(torch.tensor(state_of_rank[name]), torch.tensor(value), rtol=1e-6, atol=1e-7)
 
 
 def test_every_class_has_its_own_gamma(run_batches):
