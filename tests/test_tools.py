@@ -248,8 +248,12 @@ def test_two_processes_train_and_adapt_a_classifier_like_one(trained_classifier,
 
 
 def endless_classifier_on(shapes, tmp_path):
-    options = ('train_cfg.max_epochs=100000', 'train_cfg.val_interval=100000', 'default_hooks.logger.interval=1')
-    return ['--work-dir', tmp_path, *classifier_on(shapes, *options, 'default_hooks.checkpoint.interval=100000')]
+    lengths = (
+        *('train_cfg.max_epochs', 'train_cfg.val_interval', 'param_scheduler.0.total_steps'),
+        'default_hooks.checkpoint.interval',
+    )
+    options = [f'{length}=100000' for length in lengths]
+    return ['--work-dir', tmp_path, *classifier_on(shapes, *options, 'default_hooks.logger.interval=1')]
 
 
 def wait_until(is_true, *processes):

@@ -116,7 +116,7 @@ class MultiLabelLinearClsHead(BaseModule):
                 weight = torch.ones_like(target) if weight is None else weight
                 weight = weight.masked_fill(unknown, 0)
                 target = target.masked_fill(unknown, 0)
-        num_images = reduce_mean(logits.new_tensor(len(logits))) if is_distributed() else len(logits)
+        num_images = reduce_mean(logits.new_full((), len(logits))) if is_distributed() else len(logits)
         return dict(loss=self.loss_module(logits, target, weight, avg_factor=num_images, **kwargs))
 
     def predict(
