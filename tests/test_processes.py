@@ -35,7 +35,7 @@ BOXES = [
 
 @functools.cache
 def model_of(name):
-    """In float64, with weights large enough for scores that differ; the same in every process, which are forks."""
+    """In float64; the same in every process, which are forks."""
     init_default_scope('mmdet')
     torch.manual_seed(0)
     if name in DETECTORS:
@@ -102,7 +102,9 @@ def of_two(tmp_path_factory):
 
     def gradients(rank):
         by_share = {
-            (name, i): gradient(name, [share[rank]], distributed=True) for name in names for i, share in enumerate(SHARES)
+            (name, i): gradient(name, [share[rank]], distributed=True)
+            for name in names
+            for i, share in enumerate(SHARES)
         }
         for name in names:
             batches = [[0], [1]] if rank == 0 else [[2], [3]]

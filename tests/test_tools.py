@@ -317,9 +317,8 @@ def test_a_process_does_not_wait_for_ever_for_another(shapes, tmp_path, sent, to
             process.wait()
     print(f'the other process ended {waited:.1f} s after {sent}, with a timeout of {timeout} s')
     output = logs[1 - to].read_text()
-    assert re.search(
-        rf'Process {1 - to} of 2 ends, because another one .*env_cfg.dist_cfg.timeout.*{reason}', output.splitlines()[-1]
-    )
+    message = rf'Process {1 - to} of 2 ends, because another one .*env_cfg.dist_cfg.timeout.*{reason}'
+    assert re.search(message, output.splitlines()[-1])
     assert 'Traceback' not in output
     if sent == 'SIGSTOP':
         assert waited >= timeout - 1
