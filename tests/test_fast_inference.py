@@ -3,6 +3,7 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from torch import nn
 
 from asl_mmdet.fast_inference import fast_inference
@@ -16,7 +17,8 @@ CONFIGS = dict(
 def built(kind):
     """A model whose norms have seen data; at their initial values, folding them wrongly could go unseen."""
     torch.manual_seed(0)
-    model = MODELS.build(Config.fromfile(ROOT / 'configs' / CONFIGS[kind]).model).eval()
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(Config.fromfile(ROOT / 'configs' / CONFIGS[kind]).model).eval()
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.weight, 0.5, 1.5)
