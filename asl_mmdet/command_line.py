@@ -23,7 +23,6 @@ from .datasets import AnnotationError
 from .datasets.detection import guard_detection_data
 from .hooks import ExactResumeHook
 
-
 # Seconds for which a process waits for the others; torch's default is this for NCCL, but three times as long for gloo.
 TIMEOUT = 600
 

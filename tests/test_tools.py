@@ -309,7 +309,7 @@ def test_a_process_does_not_wait_for_ever_for_another(shapes, tmp_path, sent, to
         wait_until(lambda: is_training(logs[0]), *processes)
         processes[to].send_signal(getattr(signal, sent))
         sent_at = time.monotonic()
-        assert processes[1 - to].wait(timeout=600) == 1
+        assert processes[1 - to].wait(timeout=600) == 1, logs[1 - to].read_text()[-3000:]
         waited = time.monotonic() - sent_at
     finally:
         for process in processes:
