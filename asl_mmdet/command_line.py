@@ -114,7 +114,10 @@ def exit_on_known_faults() -> Iterator[None]:
             f'gloo: {error}'
         )
         print_log(message, 'current', logging.ERROR)
-        sys.exit(1)
+        # What is left of a broken group may abort the process on its way out.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(1)
 
 
 def _distribute_on_cpu(cfg: Config) -> None:
