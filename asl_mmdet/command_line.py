@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from .checkpoint import CheckpointError
 from .datasets import AnnotationError
 from .datasets.detection import guard_detection_data
-from .hooks import ExactResumeHook
+from .hooks import ExactResumeHook, NonFiniteError, NonFiniteHook
 
 # Seconds for which a process waits for the others; torch's default is this for NCCL, but three times as long for gloo.
 TIMEOUT = 600
@@ -69,6 +69,14 @@ def make_resumable(cfg: Config) -> None:
         cfg.custom_hooks = [*hooks, dict(type='ExactResumeHook')]
 
 
+def stop_at_non_finite(cfg: Config) -> None:
+    """NonFiniteHook, where the config has none and does not say ``allow_non_finite=True``."""
+    hooks = cfg.get('custom_hooks') or []
+    has_one = any(hook.get('type') in ('NonFiniteHook', NonFiniteHook) for hook in hooks if isinstance(hook, dict))
+    if not has_one and not cfg.get('allow_non_finite', False):
+        cfg.custom_hooks = [*hooks, dict(type='NonFiniteHook')]
+
+
 def build_runner(cfg: Config, *splits: str) -> Runner:
     """The Runner of a config; the data that the detectors of these splits (train, val, test) read are checked first."""
     for split in splits:
@@ -84,7 +92,7 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
 
 @contextmanager
 def exit_on_known_faults() -> Iterator[None]:
-    """A fault of data or checkpoints ends the program with its message alone, which is complete, and exit status 1.
+    """A fault of data, checkpoints or losses ends the program with its message alone, and exit status 1.
 
     So does a full disk, and, where gloo tells, another process that is gone or stands still. NCCL's watchdog writes a
     message of its own.
@@ -96,7 +104,7 @@ def exit_on_known_faults() -> Iterator[None]:
             raise
         print_log(str(error), 'current', logging.ERROR)
         sys.exit(1)
-    except CheckpointError as error:
+    except (CheckpointError, NonFiniteError) as error:
         print_log(str(error), 'current', logging.ERROR)
         sys.exit(1)
     except AnnotationError as error:

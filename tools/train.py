@@ -6,7 +6,14 @@ from pathlib import Path
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.device import get_device
 
-from asl_mmdet.command_line import add_config_arguments, build_runner, exit_on_known_faults, load_config, make_resumable
+from asl_mmdet.command_line import (
+    add_config_arguments,
+    build_runner,
+    exit_on_known_faults,
+    load_config,
+    make_resumable,
+    stop_at_non_finite,
+)
 
 
 def main() -> None:
@@ -45,6 +52,7 @@ def main() -> None:
         if begun or not cfg.get('load_from'):
             cfg.resume, cfg.load_from = True, None
     make_resumable(cfg)
+    stop_at_non_finite(cfg)
     with exit_on_known_faults():
         build_runner(cfg, 'train', 'val').train()
 
