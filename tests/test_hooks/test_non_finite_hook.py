@@ -2,6 +2,7 @@ import functools
 import os
 import pickle
 import re
+from datetime import timedelta
 
 import mmengine.optim.optimizer.amp_optimizer_wrapper as amp
 import pytest
@@ -26,17 +27,22 @@ NAN, INF = float('nan'), float('inf')
 
 
 class Two(BaseModel):
-    """loss_line = line * x, and loss_root = sqrt(y), whose gradient by root is infinite for y = 0."""
+    """loss_line = line * x + sum(wide * x), and loss_root = sqrt(y), whose gradient by root is infinite for y = 0."""
 
     def __init__(self):
         super().__init__()
         self.line = nn.Parameter(torch.ones(()))
         self.root = nn.Parameter(torch.ones(()))
+        self.wide = nn.Parameter(torch.zeros(8))
 
     def forward(self, inputs, data_samples, mode='tensor'):
         x, y = torch.stack(inputs).mean(0)
         # A detector gives one value a level.
-        return dict(loss_line=[self.line * x, 0 * self.line], loss_root=(self.root - self.root.detach() + y).sqrt(), acc=y / 0)
+        return dict(
+            loss_line=[self.line * x, (self.wide * x).sum()],
+            loss_root=(self.root - self.root.detach() + y).sqrt(),
+            acc=y / 0,
+        )
 
 
 class Items(Dataset):
@@ -171,13 +177,16 @@ def test_gradients_that_add_up_are_watched_in_between(tmp_path):
     assert 'Iteration 6 (epoch 1): the loss loss_line' in message and 'Images: 6.png.' in message
 
 
-@pytest.mark.parametrize('logging, interval, over', [(4, 50, 7), (50, 3, 5), (50, 50, 9)])
-def test_a_gpu_is_read_with_the_log_at_an_interval_and_after_an_epoch(tmp_path, logging, interval, over):
+@pytest.mark.parametrize('bad, logging, interval, over', [(5, 4, 50, 7), (5, 50, 3, 5), (10, 7, 50, 9)])
+def test_a_gpu_is_read_with_the_log_at_an_interval_and_after_an_epoch(tmp_path, bad, logging, interval, over):
     """The first bad one is named, though the next ones are bad too: their weights are."""
-    items = [GOOD] * 4 + [BAD_LOSS] + [GOOD] * 5
-    runner = runner_of(tmp_path, items, hook=LikeGPU(interval=interval), logging=logging, lr=0.1)
+    items = [BAD_LOSS if i == bad else GOOD for i in range(1, 11)]
+    two_epochs = dict(
+        train_cfg=dict(by_epoch=True, max_epochs=2), checkpoint=dict(type='CheckpointHook', interval=9)
+    )
+    runner = runner_of(tmp_path, items, hook=LikeGPU(interval=interval), logging=logging, lr=0.1, **two_epochs)
     message, count = stopped(runner)
-    assert message.startswith('Iteration 5 (epoch 1): the loss loss_line is not finite. Images: 5.png.')
+    assert message.startswith(f'Iteration {bad} (epoch 1): the loss loss_line is not finite. Images: {bad}.png.')
     assert count == over
     assert runner.model.line.isnan() and saved(tmp_path)['state_dict'] is None
     assert saved(tmp_path)['data_batch']['inputs'][0].isnan().tolist() == [True, False]
@@ -266,12 +275,15 @@ def test_bad_arguments_are_named():
 # --------------------------------------------------------------------------------------------------------- processes
 
 
-def rank_of_two(rank, folder, item, hook):
+def rank_of_two(rank, folder, item, added_up, hook):
     torch.set_num_threads(1)  # OpenMP does not survive a fork with more
-    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        'gloo', f'file://{folder}/store', timedelta(minutes=5), rank=rank, world_size=2
+    )
     items = [GOOD] * 5 + [item] + [GOOD] * 14  # the third of the second process
     model = MMDistributedDataParallel(Two(), device_ids=None)
-    runner = runner_of(folder / 'work', items, hook=hook, model=model, logging=4, lr=0.1)
+    wrapper = dict(accumulative_counts=added_up)
+    runner = runner_of(folder / 'work', items, hook=hook, model=model, logging=4, lr=0.1, optim_wrapper=wrapper)
     with pytest.raises(NonFiniteError) as caught:
         runner.train()
     with open(folder / f'{rank}.pkl', 'wb') as f:
@@ -279,10 +291,14 @@ def rank_of_two(rank, folder, item, hook):
     os._exit(0)  # mmengine's loggers and gloo wait for each other at the end of a fork
 
 
-@pytest.mark.parametrize('item, what', [(BAD_LOSS, 'loss loss_line'), (BAD_GRADIENT, 'gradient of root')])
+@pytest.mark.parametrize(
+    'item, added_up, what',
+    [(BAD_LOSS, 1, 'loss loss_line'), (BAD_LOSS, 5, 'loss loss_line'), (BAD_GRADIENT, 1, 'gradient of root')],
+)
 @pytest.mark.parametrize('hook, over', [(NonFiniteHook, 2), (LikeGPU, 3)])
-def test_two_processes_stop_together(tmp_path, item, what, hook, over):
-    mp.start_processes(rank_of_two, (tmp_path, item, hook()), nprocs=2, start_method='fork')
+def test_two_processes_stop_together(tmp_path, item, added_up, what, hook, over):
+    """Gradients that are being added up are each process's own: the other one cannot see what is wrong."""
+    mp.start_processes(rank_of_two, (tmp_path, item, added_up, hook()), nprocs=2, start_method='fork')
     (first, iteration), (second, other) = (pickle.loads((tmp_path / f'{rank}.pkl').read_bytes()) for rank in (0, 1))
     assert first == second and iteration == other == over
     assert first.startswith(f'Iteration 3 (epoch 1): the {what} is not finite. Images: ')
