@@ -70,7 +70,7 @@ def resident_megabytes(config, options_on, shapes, work_dir, iterations, evaluat
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 @TASKS
 @pytest.mark.parametrize(
-    'iterations, warm_up, evaluations', [(160, 80, 2), pytest.param(3000, 1000, 40, marks=pytest.mark.slow)]
+    'iterations, warm_up, evaluations', [(160, 80, 2), pytest.param(4000, 1000, 40, marks=pytest.mark.slow)]
 )
 def test_memory_stays_flat(shapes, tmp_path, config, options_on, iterations, warm_up, evaluations):
     """The first dozen evaluations leave gaps in the heap that the next ones fill."""

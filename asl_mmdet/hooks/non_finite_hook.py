@@ -199,7 +199,9 @@ class NonFiniteHook(Hook):
                 continue
             if self._row == 0:
                 bad = [name for name, finite in zip(one.names, one.finite.tolist()) if not finite]
-                losses, gradients = ([name for kind, name in bad if kind == wanted] for wanted in ('losses', 'gradients'))
+                losses, gradients = (
+                    [name for kind, name in bad if kind == wanted] for wanted in ('losses', 'gradients')
+                )
                 paths = list(image_paths(one.batch))
                 self._fault = _Fault(one.number, one.epoch, runner.rank, runner.seed, losses, gradients, paths)
                 self._faulty_batch = one.batch

@@ -123,7 +123,9 @@ def test_a_loss_is_named_with_iteration_and_images_before_the_step(tmp_path, val
     runner = runner_of(tmp_path, items, batch_size=2, lr=0.5)
     message, over = stopped(runner)
     path = tmp_path / 'non_finite/iter_3_rank_0.pth'
-    assert message.startswith('Iteration 3 (epoch 1): the loss loss_line is not finite. Images: 5.png, 6.png. The batch')
+    assert message.startswith(
+        'Iteration 3 (epoch 1): the loss loss_line is not finite. Images: 5.png, 6.png. The batch'
+    )
     assert f'is saved in {path}, see NonFiniteHook' in message and '\n' not in message
     assert over == 2
     # Two steps of 0.5 along a gradient of 1, none after.
@@ -181,9 +183,7 @@ def test_gradients_that_add_up_are_watched_in_between(tmp_path):
 def test_a_gpu_is_read_with_the_log_at_an_interval_and_after_an_epoch(tmp_path, bad, logging, interval, over):
     """The first bad one is named, though the next ones are bad too: their weights are."""
     items = [BAD_LOSS if i == bad else GOOD for i in range(1, 11)]
-    two_epochs = dict(
-        train_cfg=dict(by_epoch=True, max_epochs=2), checkpoint=dict(type='CheckpointHook', interval=9)
-    )
+    two_epochs = dict(train_cfg=dict(by_epoch=True, max_epochs=2), checkpoint=dict(type='CheckpointHook', interval=9))
     runner = runner_of(tmp_path, items, hook=LikeGPU(interval=interval), logging=logging, lr=0.1, **two_epochs)
     message, count = stopped(runner)
     assert message.startswith(f'Iteration {bad} (epoch 1): the loss loss_line is not finite. Images: {bad}.png.')
@@ -250,7 +250,9 @@ def test_the_scaler_has_given_up_where_its_scale_is_below_1(tmp_path, amp_on_cpu
     message, over = stopped(
         runner_of(tmp_path, items, hook(), logging=50, lr=0.1, optim_wrapper=amp_on_cpu(dict(init_scale=4.0)))
     )
-    assert message.startswith('Iteration 3 (epoch 1): the loss loss_line is not finite, and the loss scaler has given up')
+    assert message.startswith(
+        'Iteration 3 (epoch 1): the loss loss_line is not finite, and the loss scaler has given up'
+    )
     assert 'scale 0.5' in message and 'Images: 3.png.' in message
     assert over == (5 if hook is NonFiniteHook else 4)
     assert saved(tmp_path)['state_dict']['line'].item() == pytest.approx(0.8)
@@ -326,7 +328,9 @@ def test_train_ends_in_one_message_and_keeps_the_batch(shapes, tmp_path, config,
     done = run_tool('tools/train.py', config, '--work-dir', tmp_path, *options_on(shapes, *options))
     assert done.returncode == 1 and 'Traceback' not in done.stdout, done.stdout
     last = done.stdout.strip().splitlines()[-1]
-    found = re.search(r' - ERROR - .* - Iteration 2 \(epoch 1\): the loss (.*) is not finite\. Images: (.*)\. The ', last)
+    found = re.search(
+        r' - ERROR - .* - Iteration 2 \(epoch 1\): the loss (.*) is not finite\. Images: (.*)\. The ', last
+    )
     assert found, last
     fault = saved(tmp_path)
     assert fault['losses'] == found[1].split(', ') and fault['img_paths'] == found[2].split(', ')
