@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from benchmarking import Sizes, dimensions, draw_growth, growth_table, table
+from benchmarking import Sizes, dimensions, report_growth, table
 from mmdet.models import FocalLoss
 from rich.progress import track
 from torch import Tensor, nn
@@ -155,16 +155,11 @@ def main() -> None:
         print(f'\nForward and backward pass, multiples of BCE; {where}\n')
         print(text)
     if args.growth:
-        panels = {}
-        for what, sizes, index in (
-            ('rows, of 80 classes', [(rows, 80) for rows in args.growth_rows], 0),
-            ('classes, of 128 rows', [(128, classes) for classes in args.growth_classes], 1),
-        ):
-            measured = measure_growth(sizes, args)
-            panels[what] = {name: {at[index]: ms for at, ms in costs.items()} for name, costs in measured.items()}
-            print(f'\nCost by number of {what}; {where}\n')
-            print(growth_table(what.partition(',')[0], panels[what], 'ms'))
-        draw_growth(args.growth, panels, 'ms')
+        panels = {
+            'rows, of 80 classes': ([(rows, 80) for rows in args.growth_rows], 0),
+            'classes, of 128 rows': ([(128, classes) for classes in args.growth_classes], 1),
+        }
+        report_growth(args.growth, panels, lambda sizes: measure_growth(sizes, args), f'; {where}')
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmarking import Sizes, dimensions, draw_growth, growth_table, median_times, table
+from benchmarking import Sizes, dimensions, median_times, report_growth, table
 from torch import Tensor
 
 from asl_mmdet.evaluation import (
@@ -241,16 +241,11 @@ def main() -> None:
         )
         print(text)
     if args.growth:
-        panels = {}
-        for what, sizes, index in (
-            ('images, of 80 classes', [(images, 80) for images in args.growth_images], 0),
-            ('classes, of 2,000 images', [(2000, classes) for classes in args.growth_classes], 1),
-        ):
-            measured = measure_growth(sizes, max(3, args.rounds // 5))
-            panels[what] = {name: {at[index]: ms for at, ms in costs.items()} for name, costs in measured.items()}
-            print(f'\nCost by number of {what}\n')
-            print(growth_table(what.partition(',')[0], panels[what], 'ms'))
-        draw_growth(args.growth, panels, 'ms')
+        panels = {
+            'images, of 80 classes': ([(images, 80) for images in args.growth_images], 0),
+            'classes, of 2,000 images': ([(2000, classes) for classes in args.growth_classes], 1),
+        }
+        report_growth(args.growth, panels, lambda sizes: measure_growth(sizes, max(3, args.rounds // 5)))
 
 
 if __name__ == '__main__':

@@ -69,6 +69,27 @@ def draw_growth(path: Path, panels: dict[str, Curves], ylabel: str) -> None:
     print(f'wrote {path}', file=sys.stderr)
 
 
+def report_growth(
+    figure: Path,
+    panels: dict[str, tuple[list[tuple[int, int]], int]],
+    measure: Callable[[list[tuple[int, int]]], dict[str, dict[tuple[int, int], float]]],
+    where: str = '',
+) -> None:
+    """Prints tables of milliseconds and draws them.
+
+    Args:
+        panels: by a name such as 'rows, of 80 classes', sizes (rows, classes) and which of the two grows.
+        measure: milliseconds by size, by name.
+        where: what the captions end with.
+    """
+    drawn = {}
+    for what, (sizes, index) in panels.items():
+        drawn[what] = {name: {at[index]: ms for at, ms in costs.items()} for name, costs in measure(sizes).items()}
+        print(f'\nCost by number of {what}{where}\n')
+        print(growth_table(what.partition(',')[0], drawn[what], 'ms'))
+    draw_growth(figure, drawn, 'ms')
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ['---'] * len(header), *rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
