@@ -27,8 +27,8 @@ class Line(BaseModel):
         return dict(loss=(torch.stack(inputs) @ self.weight - 1).square().mean())
 
 
-def test_runners_checkpoint_is_read_without_unrestricted_unpickling(tmp_path, monkeypatch):
-    runner = Runner(
+def line_runner(tmp_path, optimizer='SGD', **kwargs):
+    return Runner(
         model=Line(),
         work_dir=str(tmp_path),
         train_dataloader=dict(
@@ -38,12 +38,20 @@ def test_runners_checkpoint_is_read_without_unrestricted_unpickling(tmp_path, mo
             collate_fn=dict(type='pseudo_collate'),
         ),
         train_cfg=dict(by_epoch=True, max_epochs=1),
-        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.1)),
-        param_scheduler=dict(type='MultiStepLR', milestones=[1]),
-        default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
+        optim_wrapper=dict(optimizer=dict(type=optimizer, lr=0.1)),
         custom_hooks=[dict(type='EMAHook')],
         default_scope='mmdet',
-        experiment_name='line',
+        experiment_name=tmp_path.name,
+        **kwargs,
+    )
+
+
+def test_runners_checkpoint_is_read_without_unrestricted_unpickling(tmp_path, monkeypatch):
+    runner = line_runner(
+        tmp_path,
+        optimizer='AdamW',
+        param_scheduler=dict(type='MultiStepLR', milestones=[1]),
+        default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
     )
     runner.train()
     path = tmp_path / 'epoch_1.pth'
@@ -160,25 +168,6 @@ def crafted(path, marker, form):
 
 
 FORMS = ['protocol 2', 'protocol 4', 'protocol 5', 'legacy', 'raw pickle']
-
-
-def line_runner(tmp_path, **kwargs):
-    return Runner(
-        model=Line(),
-        work_dir=str(tmp_path),
-        train_dataloader=dict(
-            dataset=[torch.tensor([1.0, 2.0])] * 4,
-            batch_size=2,
-            sampler=dict(type='DefaultSampler', shuffle=False),
-            collate_fn=dict(type='pseudo_collate'),
-        ),
-        train_cfg=dict(by_epoch=True, max_epochs=1),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        custom_hooks=[dict(type='EMAHook')],
-        default_scope='mmdet',
-        experiment_name=tmp_path.name,
-        **kwargs,
-    )
 
 
 WAYS = dict(
