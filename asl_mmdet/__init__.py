@@ -10,7 +10,7 @@ except ImportError:
     if 'asl_mmdet.doctor' not in sys.orig_argv:
         raise
 else:
-    from . import datasets, evaluation, hooks, one_cycle, visualization  # noqa: F401
+    from . import datasets, evaluation, hooks, one_cycle, registry, visualization  # noqa: F401
     from .checkpoint import admit_runner_checkpoints, restrict_checkpoint_loader
     from .inferencer import MultiLabelInferencer
     from .models import ASLSingleLabel, AsymmetricLoss, ImageClassifier, MultiLabelLinearClsHead, TResNet
