@@ -29,9 +29,10 @@ TASKS = {
 }
 
 
-def run(step: str, *command: str) -> None:
+def run(step: str, tool: str, *arguments: str) -> None:
+    command = [str(ROOT / tool), *arguments]
     print(f'\n=== {step}: python {" ".join(command)}', flush=True)
-    if subprocess.run([sys.executable, *command], cwd=ROOT).returncode:
+    if subprocess.run([sys.executable, *command]).returncode:
         sys.exit(f'{step} failed; its output is above')
 
 
@@ -56,13 +57,14 @@ def demonstrate(name: str, work_dir: Path) -> str:
     """Trains and evaluates one of ``TASKS``; returns what it gave, as text."""
     task = TASKS[name]
     start = time.perf_counter()
-    run(f'Training of a {name}', 'tools/train.py', task['config'], '--work-dir', str(work_dir))
+    config = str(ROOT / task['config'])
+    run(f'Training of a {name}', 'tools/train.py', config, '--work-dir', str(work_dir))
     minutes = (time.perf_counter() - start) / 60
     scalars = newest(work_dir, '*/vis_data/scalars.json').read_text().splitlines()
     plot_losses([json.loads(line) for line in scalars], task['losses'], task['title'], work_dir / 'losses.png')
     checkpoint = (work_dir / 'last_checkpoint').read_text()
     test_dir = work_dir / 'test'
-    arguments = [task['config'], checkpoint, '--work-dir', str(test_dir), '--show-dir', 'pictures']
+    arguments = [config, checkpoint, '--work-dir', str(test_dir), '--show-dir', 'pictures']
     run(f'Evaluation of the {name}', 'tools/test.py', *arguments)
     result = json.loads(newest(test_dir, '*/*.json').read_text())
     lines = [f'{task["title"]}: 150 unseen images of shapes, trained in {minutes:.1f} minutes']
