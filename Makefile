@@ -13,7 +13,7 @@ help:
 	@echo 'make test      install, then the test suite; one part of it: make test ARGS="-k loss"'
 	@echo 'make test-slow the tests that take minutes each, the demo among them'
 	@echo 'make bench     all benchmarks, some minutes on a machine that does nothing else; writes docs/benchmarks.md'
-	@echo 'make lint      ruff, where it is installed'
+	@echo 'make lint      ruff and mypy, of the environment or of PATH'
 	@echo 'make clean     remove .venv, .venv-openmmlab and work_dirs; the compiled ops stay in the cache'
 	@echo
 	@echo 'PYTHON=python3.11   the Python (3.10 to 3.12) that a new environment is made from'
@@ -38,9 +38,13 @@ test-slow: install
 bench: install
 	$(VENV)/bin/python tools/analysis_tools/benchmark.py $(ARGS)
 
+lint: export PATH := $(abspath $(VENV)/bin):$(PATH)
 lint:
-	@command -v ruff >/dev/null || { echo 'ruff is missing: install it with pip install ruff' >&2; exit 1; }
+	@for tool in ruff mypy; do command -v $$tool >/dev/null || \
+		{ echo "$$tool is missing: install it with $(VENV)/bin/pip install ruff mypy" >&2; exit 1; }; done
 	ruff check $(ARGS) .
+	ruff format --check .
+	mypy
 
 clean:
 	rm -rf .venv .venv-openmmlab work_dirs

@@ -112,7 +112,11 @@ def test_the_wheel_brings_package_configs_and_tools(wheel, clone):
     tools = {f'.mim/tools/{name}' for name in files(clone / 'tools') if not OF_A_CLONE.fullmatch(f'tools/{name}')}
     expected = {f'asl_mmdet/{name}' for name in package | configs | tools | {'.mim/model-index.yml'}}
     assert {name for name in infos if name.startswith('asl_mmdet/')} == expected
-    assert {'asl_mmdet/py.typed', 'asl_mmdet/.mim/tools/train.py', 'asl_mmdet/.mim/configs/fcos/metafile.yml'} < expected
+    assert {
+        'asl_mmdet/py.typed',
+        'asl_mmdet/.mim/tools/train.py',
+        'asl_mmdet/.mim/configs/fcos/metafile.yml',
+    } < expected
     for name, info in infos.items():
         if name.endswith('.sh'):
             assert info.external_attr >> 16 & 0o111, f'{name} cannot be executed'
@@ -129,7 +133,9 @@ def test_a_checkout_without_symbolic_links_is_refused(clone, tmp_path):
     target = os.readlink(link)
     link.unlink()
     link.write_text(target)  # what git leaves on a file system without links, and a .zip
-    done = subprocess.run([sys.executable, 'setup.py', '--version'], cwd=tmp_path / 'clone', capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, 'setup.py', '--version'], cwd=tmp_path / 'clone', capture_output=True, text=True
+    )
     assert done.returncode != 0 and done.stderr.strip().endswith('Clone with git, or take a .tar.gz'), done.stderr
 
 
@@ -313,7 +319,9 @@ def test_the_installed_wheel_trains_from_any_folder_with_mmdets_own_tool(install
     assert str(site / 'asl_mmdet') in where
     draw_shapes(python, site, tmp_path)
     config = write_user_config(tmp_path)
-    mmdet = Path(run(python, '-c', 'import mmdet; print("at", mmdet.__path__[0])', cwd=tmp_path).split('at ')[-1].strip())
+    mmdet = Path(
+        run(python, '-c', 'import mmdet; print("at", mmdet.__path__[0])', cwd=tmp_path).split('at ')[-1].strip()
+    )
     said = run(python, mmdet / '.mim/tools/train.py', config, cwd=tmp_path)
     assert 'coco/bbox_mAP' in said and (tmp_path / 'work_dirs/mine/epoch_1.pth').is_file()
     assert 'Failed to search registry' not in said
@@ -370,7 +378,9 @@ def test_an_editable_install_reads_configs_by_name(clone, tmp_path):
     python, site = install_into(tmp_path / 'environment', '--editable', clone)
     assert not (site / 'asl_mmdet').exists()
     (tmp_path / 'mine.py').write_text(f"_base_ = 'asl_mmdet::{NARROW}'\n")
-    script = "from mmengine.config import Config; print('loss', Config.fromfile('mine.py').model.bbox_head.loss_cls.type)"
+    script = (
+        "from mmengine.config import Config; print('loss', Config.fromfile('mine.py').model.bbox_head.loss_cls.type)"
+    )
     assert 'loss AsymmetricLoss' in run(python, '-c', script, cwd=tmp_path)
 
 
