@@ -9,7 +9,7 @@ mim = root / 'asl_mmdet/.mim'
 
 if not (mim / 'configs').is_dir():
     raise SystemExit(
-        f'{mim}/configs is no link to a folder: this checkout lost its symbolic links. Clone with git, or take a .tar.gz'
+        f'{mim}/configs is no folder: this checkout lost its symbolic links. Clone with git, or take a .tar.gz'
     )
 
 

@@ -95,7 +95,7 @@ class MultiLabelInferencer(BaseInferencer):
             FileNotFoundError: ``inputs`` is a single path and there is nothing.
             ValueError: ``inputs`` is a folder without images.
         """
-        skipped = []
+        skipped: list[dict] = []
         results = super().__call__(
             inputs,
             return_datasamples,
@@ -151,7 +151,7 @@ class MultiLabelInferencer(BaseInferencer):
 
     def _inputs_to_list(self, inputs: Image | Sequence[Image]) -> list[str | np.ndarray]:
         if isinstance(inputs, (str, Path)):
-            return image_files(inputs)
+            return [*image_files(inputs)]
         inputs = [inputs] if isinstance(inputs, np.ndarray) else list(inputs)
         return [str(image) if isinstance(image, Path) else image for image in inputs]
 
@@ -196,7 +196,7 @@ class MultiLabelInferencer(BaseInferencer):
         picture_dir: str | Path | None = None,
         return_vis: bool = False,
     ) -> list[np.ndarray]:
-        pictures = []
+        pictures: list[np.ndarray] = []
         if picture_dir is None and not return_vis:
             return pictures
         names = set()

@@ -147,11 +147,16 @@ def _concatenate(name: str, columns: list[Tensor]) -> Tensor:
 
 
 def _check_range(
-    name: str, columns: Tensor, rows: Sequence[int], data_samples: Sequence[MultiLabelDataSample], num_classes: int
+    name: str,
+    columns: Tensor,
+    rows: Sequence[int] | Tensor,
+    data_samples: Sequence[MultiLabelDataSample],
+    num_classes: int,
 ) -> None:
     wrong = ((columns < 0) | (columns >= num_classes)).nonzero()
     if len(wrong):
-        sample, column = data_samples[rows[wrong[0]]], columns[wrong[0]].item()
+        first = int(wrong[0])
+        sample, column = data_samples[int(rows[first])], columns[first].item()
         raise ValueError(
             f'{name} of {_image(sample)} holds class {column}, but classes are numbered from 0 to {num_classes - 1}'
         )

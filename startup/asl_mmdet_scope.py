@@ -1,8 +1,8 @@
 """mmengine reads ``_base_ = 'asl_mmdet::fcos/…'`` in every process, those of mmdet's tools and of mim among them.
 
-mmengine takes configs from the packages of its MODULE2PACKAGE only, and reads them before it imports what they name. So
-asl_mmdet_scope.pth imports this when Python starts. It waits for mmengine, adds the plugin's name, and is gone; by itself
-it imports nothing.
+mmengine takes configs from the packages of its MODULE2PACKAGE only, and reads them before it imports what they name.
+So asl_mmdet_scope.pth imports this when Python starts. It waits for mmengine, adds the plugin's name, and is gone; by
+itself it imports nothing.
 """
 
 import sys

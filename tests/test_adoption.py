@@ -60,7 +60,9 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False))
 test_dataloader = val_dataloader
 val_evaluator = [
-    dict(type='VOCMultiLabelMetric'), dict(type='VOCMultiLabelMetric', average='micro'), dict(type='VOCAveragePrecision')]
+    dict(type='VOCMultiLabelMetric'),
+    dict(type='VOCMultiLabelMetric', average='micro'),
+    dict(type='VOCAveragePrecision')]
 test_evaluator = val_evaluator
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=0.0005))
 param_scheduler = dict(type='StepLR', by_epoch=True, step_size=6, gamma=0.1)

@@ -1,5 +1,6 @@
 """What a wheel brings, what an installed wheel does from any folder, and that what is said of it agrees."""
 
+import inspect
 import os
 import re
 import shutil
@@ -217,7 +218,7 @@ def test_metafiles_are_read_by_model_index(capsys):
     assert len(index.models) == sum(len(content['Models']) for content in metafiles().values())
 
 
-# ------------------------------------------------------------------------------------------------ configs by asl_mmdet::
+# ----------------------------------------------------------------------------------------------- configs by asl_mmdet::
 
 NARROW = 'fcos/fcos_tresnet-narrow_fpn_asl_shapes.py'
 
@@ -404,3 +405,32 @@ def test_a_source_distribution_gives_the_same_wheel(clone, wheel, tmp_path):
             return {name: archive.read(name) for name in archive.namelist() if not name.endswith('/RECORD')}
 
     assert content(again) == content(wheel)
+
+
+# ------------------------------------------------------------------------------------------------------------ the types
+
+
+def public_functions():
+    """Functions and methods of what ``asl_mmdet`` exports, inherited ones of other packages aside."""
+    for name in asl_mmdet.__all__:
+        value = getattr(asl_mmdet, name)
+        for member in vars(value).values() if inspect.isclass(value) else ():
+            function = getattr(member, '__func__', getattr(member, 'fget', member))
+            public = inspect.isfunction(function) and (function.__name__ == '__init__' or function.__name__[0] != '_')
+            if public and function.__module__.startswith('asl_mmdet'):
+                yield pytest.param(function, id=function.__qualname__)
+
+
+@pytest.mark.parametrize('function', public_functions())
+def test_public_functions_are_annotated(function):
+    signature = inspect.signature(function)
+    parameters = [one for name, one in signature.parameters.items() if name != 'self']
+    missing = [one.name for one in parameters if one.annotation is one.empty and one.kind not in (one.VAR_KEYWORD,)]
+    assert missing == []
+    assert function.__name__ == '__init__' or signature.return_annotation is not signature.empty
+
+
+@pytest.mark.slow
+def test_mypy_finds_no_fault():
+    pytest.importorskip('mypy', reason="pip install 'asl_mmdet[lint]'")
+    run(sys.executable, '-m', 'mypy', cwd=ROOT)

@@ -110,7 +110,10 @@ class SparseLabels:
         if len(wrong):
             raise ValueError(f'targets hold {wrong[0]}, but only 1, 0 and -1 (unknown) are labels')
         indices = torch.from_numpy(np.stack(np.divmod(listed, targets.shape[1])))
-        return cls.from_indices(*targets.shape, positive=indices[:, values == 1], unknown=indices[:, values == -1])
+        num_images, num_classes = targets.shape
+        return cls.from_indices(
+            num_images, num_classes, positive=indices[:, values == 1], unknown=indices[:, values == -1]
+        )
 
     @property
     def num_positive(self) -> Tensor:

@@ -116,7 +116,8 @@ def asymmetric_loss(
     if reduction == 'none':
         with torch.no_grad():
             loss, grad, counts = elements(setting, logits.detach(), targets, weight, gamma_neg_tensor, clip_tensor)
-            sums = add_counts(sums, counts()) if statistics else None
+            if sums is not None:
+                sums = add_counts(sums, counts())
         loss = _AsymmetricLossElements.apply(logits, loss, grad) * scale
     else:
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -134,6 +135,8 @@ def asymmetric_loss(
             inputs = (*inputs[:3], *(None if tensor is None else tensor.clone() for tensor in inputs[3:]))
         loss = _AsymmetricLoss.apply(logits, outcome, inputs, left_over, setting, run)
         sums = outcome.sums
+    if sums is None:
+        return loss
     if len(statistics) == 1 and statistics[0].sums.device == sums.device:
         # In place: a small tensor that stays would lie where the next gradient could.
         statistics[0].sums.copy_(sums)
@@ -228,6 +231,7 @@ class AsymmetricLoss(nn.Module):
     """
 
     # So many calls of a training run are looked at for targets out of range, on a GPU, and for clipped negatives.
+    class_weight: Tensor | None
     CHECKED_CALLS = 100
     CALLS_CHECKED_FOR_CLIPPING = 3
     # What AdaptiveAsymmetryHook adds to the state of the model.

@@ -73,7 +73,7 @@ class MultiLabelLinearClsHead(BaseModule):
         self.thr = thr
         self.topk = topk
         if bottleneck_features is None:
-            self.fc = nn.Linear(in_channels, num_classes)
+            self.fc: nn.Module = nn.Linear(in_channels, num_classes)
         else:
             self.fc = nn.Sequential(
                 OrderedDict(
@@ -126,6 +126,7 @@ class MultiLabelLinearClsHead(BaseModule):
         logits = self._precise_logits(feats)
         scores = logits.softmax(1) if self.softmax else logits.sigmoid()
         if self.thr is None:
+            assert self.topk is not None  # __init__ sets one of them
             labels = scores.topk(self.topk).indices
         else:
             rows, columns = (scores >= self.thr).nonzero(as_tuple=True)

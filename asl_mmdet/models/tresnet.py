@@ -9,7 +9,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from ..checkpoint import read_checkpoint
 from .staged_backbone import StagedBackbone
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     'm': dict(layers=(3, 4, 11, 3), width=1.0, v2=False),
     'l': dict(layers=(4, 5, 18, 3), width=1.2, v2=False),
     'xl': dict(layers=(4, 5, 24, 3), width=1.3, v2=False),
@@ -56,6 +56,8 @@ class BlurPool(nn.Module):
     Zhang, Making Convolutional Networks Shift-Invariant Again, ICML 2019. The filter is a buffer that stays out of
     ``state_dict``: no published layout has it.
     """
+
+    filter: torch.Tensor
 
     def __init__(self, channels: int):
         super().__init__()
@@ -153,7 +155,7 @@ class Bottleneck(nn.Module):
 def _downsample(in_channels: int, out_channels: int, stride: int, norm_cfg: dict) -> nn.Sequential | None:
     if stride == 1 and in_channels == out_channels:
         return None
-    shortcut = OrderedDict()
+    shortcut: OrderedDict[str, nn.Module] = OrderedDict()
     if stride == 2:
         # ceil_mode gives odd sizes the ceil(H/2) of BlurPool
         shortcut['pool'] = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)
@@ -196,6 +198,8 @@ class TResNet(StagedBackbone):
     Raises:
         ValueError: An argument out of range; in ``forward``, H or W that is not a multiple of 4.
     """
+
+    init_cfg: dict | list[dict] | None
 
     def __init__(
         self,
