@@ -50,7 +50,8 @@ setup(
             '.mim/configs/**/*.yml',
             '.mim/tools/**/*.py',
             '.mim/tools/**/*.sh',
-        ]
+        ],
+        'asl_mmdet.report': ['*.html', '*.js'],
     },
     # What works on the files of a clone only.
     exclude_package_data={
