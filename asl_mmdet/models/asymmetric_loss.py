@@ -230,8 +230,9 @@ class AsymmetricLoss(nn.Module):
         ValueError: an argument is out of its range.
     """
 
-    # So many calls of a training run are looked at for targets out of range, on a GPU, and for clipped negatives.
     class_weight: Tensor | None
+
+    # So many calls of a training run are looked at for targets out of range, on a GPU, and for clipped negatives.
     CHECKED_CALLS = 100
     CALLS_CHECKED_FOR_CLIPPING = 3
     # What AdaptiveAsymmetryHook adds to the state of the model.
