@@ -37,7 +37,8 @@ def without_blocks(page):
 
 
 @pytest.mark.parametrize(
-    'page', [pytest.param(page, id=by_name(page), marks=[pytest.mark.slow] * (page.name not in DEFAULT)) for page in PAGES]
+    'page',
+    [pytest.param(page, id=by_name(page), marks=[pytest.mark.slow] * (page.name not in DEFAULT)) for page in PAGES],
 )
 def test_the_code_of_a_page_runs(page, capsys):
     done = run_tool(sys.executable, '-m', 'tests.documentation', page, timeout=1800)
@@ -70,7 +71,7 @@ def test_the_code_of_a_page_is_well_formed(page):
             assert (done.returncode, done.stderr) == (0, ''), block.place
 
 
-# -------------------------------------------------------------------------------------------------- what is it that is named
+# --------------------------------------------------------------------------------------------------- what pages name
 
 
 def headings(page):
@@ -163,6 +164,7 @@ def test_files_of_the_repository_that_are_named_exist(page):
     token = re.compile(rf'(?<![\w./-])(?:{"|".join(FOLDERS)})/[\w./*{{}},…:-]+')
     spans = re.findall(r'`[^`\n]+`', without_blocks(page)) + [block.text for block in code]
     spans += [block.not_run for block in code if block.not_run]
+    spans = [re.sub(r'\$\{?\w+\}?', '*', span) for span in spans]
     missing = []
     for name in {name for span in spans for name in token.findall(span)}:
         for path in alternatives(name.rstrip('.,:')):
