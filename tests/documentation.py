@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FENCE = re.compile(r'^(?P<indent> *)```(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=indent)```[ \t]*$', re.M | re.S)
 COMMENTS = re.compile(r'(?:^ *<!--(?:(?!-->).)*-->\s*\n)+\Z', re.M | re.S)
 MARK = re.compile(r'<!--\s*(not run|run with):\s*(.*?)\s*-->', re.S)
+CONFIG = re.compile(r'^(?:_base_|model|custom_imports|custom_hooks|default_hooks) =', re.M)
 FILE_NAME = re.compile(r'# ([\w./-]+\.py)$')
 
 
@@ -54,7 +55,7 @@ class Block:
 
     @property
     def is_config(self) -> bool:
-        return self.file_name is not None and bool(re.search(r'^(_base_|model|custom_imports) =', self.text, re.M))
+        return self.language == 'python' and bool(CONFIG.search(self.text))
 
     @property
     def commands(self) -> str:

@@ -54,6 +54,8 @@ def test_what_is_not_run_has_a_reason(capsys):
     assert [block.place for block in every if block.language in ('', 'sh', 'shell', 'console', 'py')] == []
     left_out = [block for block in code if block.not_run is not None]
     assert [block.place for block in left_out if len(block.not_run) < 8] == []
+    # As a program it would do nothing: it needs a name, and a base.
+    assert [block.place for block in code if block.is_config and not (block.file_name or block.not_run)] == []
     with capsys.disabled():
         print(f'\n{len(code) - len(left_out)} blocks are run, {len(left_out)} are not:')
         for block in left_out:
