@@ -16,7 +16,7 @@ from tests.documentation import FENCE, FILE_NAME, Block, PageError, blocks, page
 README = ROOT / 'README.md'
 TROUBLESHOOTING = ROOT / 'docs/troubleshooting.md'
 PAGES = pages()
-DEFAULT = ('README.md', 'quick_start.md')
+DEFAULT = ('README.md',)
 # Written by a command of which the pages speak, or by an installation.
 WRITTEN = ('docs/benchmarks.md', 'asl_mmdet/.mim')
 # Of pip, make, git, srun and others.
