@@ -156,7 +156,12 @@ def test_classifier_at_any_batch_and_size(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ metadata
 
 
-@pytest.mark.parametrize('pattern', ['multi_label/*.py', 'single_label/*.py', 'fcos/*.py', 'atss/*.py'])
+ALL = ('multi_label/*.py', 'single_label/*.py', 'fcos/*.py', 'atss/*.py')
+
+
+@pytest.mark.parametrize(
+    'pattern', ['*/*_shapes.py', *(pytest.param(pattern, marks=pytest.mark.slow) for pattern in ALL)]
+)
 def test_every_config_has_preprocessing_that_can_be_written(pattern):
     for path in sorted((ROOT / 'configs').glob(pattern)):
         cfg = Config.fromfile(path)
@@ -374,3 +379,10 @@ def test_classifiers_of_full_size(name, tmp_path):
         expected = torch.stack([sample.pred_score for sample in model(images, mode='predict')])
     found = torch.from_numpy(session.run(None, dict(image=images.numpy()))[0])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_the_example_of_the_documentation_is_the_tool():
+    page = (ROOT / 'docs/deployment.md').read_text()
+    code = (ROOT / 'tools/onnx_predict.py').read_text()
+    assert f'```python\n# predict.py\n{code}```' in page
+    assert len([line for line in code.splitlines() if line]) <= 31
