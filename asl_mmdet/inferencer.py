@@ -24,6 +24,9 @@ from .visualization import MultiLabelVisualizer
 
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
+# Score from which on an object counts in what tools/infer.py writes, and by what an exported detector says.
+OBJECT_SCORE_THR = 0.3
+
 Image = str | Path | np.ndarray
 
 
@@ -110,30 +113,7 @@ class MultiLabelInferencer(BaseInferencer):
     # -------------------------------------------------------------------------------------------------------- building
 
     def _init_model(self, cfg: Config, weights: str, device: str = 'cpu') -> nn.Module:
-        content = read_checkpoint(weights)
-        model = revert_sync_batchnorm(MODELS.build(cfg.model))
-        missing = _load(model, content.get('state_dict', content))
-        if missing:
-            raise ValueError(
-                f"'{weights}' does not fit the model of the config: {len(missing)} tensors are missing or "
-                f'of another shape, {missing[0]} among them'
-            )
-        meta = content.get('meta', {}).get('dataset_meta', {})
-        classes = meta.get('classes') or cfg.test_dataloader.dataset.get('metainfo', {}).get('classes')
-        if not classes:
-            print_log(
-                f"Neither '{weights}' nor the config names the classes; they are called by their numbers",
-                'current',
-                logging.WARNING,
-            )
-            classes = [f'class {i}' for i in range(model.head.num_classes)]
-        if len(classes) != model.head.num_classes:
-            raise ValueError(
-                f"'{weights}' names {len(classes)} classes, but the config has "
-                f'model.head.num_classes={model.head.num_classes}'
-            )
-        model.dataset_meta = dict(meta, classes=tuple(classes))
-        return model.to(device).eval()
+        return trained_model(cfg, weights).to(device)
 
     def _init_pipeline(self, cfg: Config) -> Compose:
         transforms = copy.deepcopy(cfg.test_dataloader.dataset.pipeline)
@@ -265,6 +245,46 @@ def image_files(path: str | Path) -> list[str]:
     if not files:
         raise ValueError(f'the folder {path} has no images ({", ".join(IMAGE_SUFFIXES)})')
     return files
+
+
+def trained_model(config: Config, checkpoint: str | Path) -> nn.Module:
+    """The classifier or dense detector of a config with a checkpoint's weights, in eval mode, on the CPU.
+
+    Its ``dataset_meta['classes']`` are those of the checkpoint, which the Runner has written them into, else of the
+    config's test data set, else numbers.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: the checkpoint cannot be read, does not fit the model, or names another number of classes; the
+            model is of another kind.
+    """
+    content = read_checkpoint(checkpoint)
+    model = revert_sync_batchnorm(MODELS.build(config.model))
+    head = next((name for name in ('head', 'bbox_head') if hasattr(model, name)), None)
+    if head is None:
+        raise ValueError(f'model.type={config.model.type} is neither an ImageClassifier nor a dense detector')
+    missing = _load(model, content.get('state_dict', content))
+    if missing:
+        raise ValueError(
+            f"'{checkpoint}' does not fit the model of the config: {len(missing)} tensors are missing or "
+            f'of another shape, {missing[0]} among them'
+        )
+    num_classes = getattr(model, head).num_classes
+    meta = content.get('meta', {}).get('dataset_meta', {})
+    classes = meta.get('classes') or config.test_dataloader.dataset.get('metainfo', {}).get('classes')
+    if not classes:
+        print_log(
+            f"Neither '{checkpoint}' nor the config names the classes; they are called by their numbers",
+            'current',
+            logging.WARNING,
+        )
+        classes = [f'class {i}' for i in range(num_classes)]
+    if len(classes) != num_classes:
+        raise ValueError(
+            f"'{checkpoint}' names {len(classes)} classes, but the config has model.{head}.num_classes={num_classes}"
+        )
+    model.dataset_meta = dict(meta, classes=tuple(classes))
+    return model.eval()
 
 
 def _load(model: nn.Module, state: dict) -> list[str]:

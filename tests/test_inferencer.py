@@ -228,7 +228,7 @@ def test_tool_labels_a_folder(trained, infer, tmp_path):
     assert rows[3]['image'].endswith('d.png') and 0.9 < float(rows[3]['scores']) < 1
 
 
-def test_tool_finds_objects(shapes, infer, tmp_path):
+def test_tool_finds_objects(shapes, infer, tmp_path, monkeypatch):
     name = 'fcos/fcos_tresnet-narrow_fpn_asl_shapes.py'
     model = MODELS.build(Config.fromfile(ROOT / 'configs' / name).model)
     torch.save(
@@ -262,7 +262,9 @@ def test_tool_finds_objects(shapes, infer, tmp_path):
     one = found[0]['objects'][0]
     assert set(one) == {'label', 'index', 'score', 'box'} and len(one['box']) == 4
     assert len(list((tmp_path / 'pictures').iterdir())) == 3
-    options = ('--fuse-conv-bn', '--cfg-options', 'model.test_cfg.score_thr=0')
+    # Folded, but not compiled, which takes a minute.
+    monkeypatch.setattr('asl_mmdet.fast_inference.fast_inference', lambda model, compile: fast_inference(model))
+    options = ('--fast', '--cfg-options', 'model.test_cfg.score_thr=0')
     status, _ = infer(*common, '--out', tmp_path / 'out.csv', *options)
     assert status == 0
     with open(tmp_path / 'out.csv', newline='') as file:
@@ -276,7 +278,7 @@ def test_tool_prints_what_is_not_written(trained, infer):
     assert status == 0 and re.search(r'd\.png: green 0\.9\d\n', printed) and '4 of 4 images\n' in printed
 
 
-@pytest.mark.parametrize(('options', 'compiled'), [(['--fuse-conv-bn'], [False]), (['--compile'], [True]), ([], [])])
+@pytest.mark.parametrize(('options', 'compiled'), [(['--fast'], [True]), ([], [])])
 def test_tool_is_faster_on_request(trained, infer, monkeypatch, options, compiled):
     asked = []
 

@@ -14,7 +14,7 @@ from rich.progress import track
 
 from asl_mmdet.datasets import AnnotationError, LoadNamedImage
 from asl_mmdet.fast_inference import fast_inference
-from asl_mmdet.inferencer import MultiLabelInferencer, image_files
+from asl_mmdet.inferencer import OBJECT_SCORE_THR, MultiLabelInferencer, image_files
 from asl_mmdet.models import ImageClassifier
 
 
@@ -35,11 +35,10 @@ def main() -> None:
     parser.add_argument('--all-scores', action='store_true', help='classifiers, JSON: probabilities of all classes')
     parser.add_argument('--batch-size', type=int, default=1)
     parser.add_argument('--device', help='such as cuda:1 (default: a GPU where there is one)')
-    parser.add_argument('--fuse-conv-bn', action='store_true', help='fold BN into convolutions; faster, same results')
     parser.add_argument(
-        '--compile',
+        '--fast',
         action='store_true',
-        help='fold BN and compile the backbone; pays from thousands of images of few sizes on',
+        help='fold BN and compile the network; same results, and pays from hundreds of images of few sizes on',
     )
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings of the config'
@@ -85,17 +84,17 @@ def classify(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[l
     if args.score_thr is not None:
         cfg.model.head.thr = args.score_thr
     inferencer = MultiLabelInferencer(cfg, args.checkpoint, args.device)
-    if args.fuse_conv_bn or args.compile:
-        fast_inference(inferencer.model, args.compile)
+    if args.fast:
+        fast_inference(inferencer.model, compile=True)
     found = inferencer(files, batch_size=args.batch_size, picture_dir=args.show_dir, all_scores=args.all_scores)
     return found['predictions'], [item['image'] for item in found['skipped']]
 
 
 def detect(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[list[dict], list[str]]:
-    threshold = 0.3 if args.score_thr is None else args.score_thr
+    threshold = OBJECT_SCORE_THR if args.score_thr is None else args.score_thr
     inferencer = DetInferencer(cfg, args.checkpoint, args.device, show_progress=False)
-    if args.fuse_conv_bn or args.compile:
-        fast_inference(inferencer.model, args.compile)
+    if args.fast:
+        fast_inference(inferencer.model, compile=True)
     classes = inferencer.model.dataset_meta['classes']
     load, results, skipped = LoadNamedImage(), [], []
     for start in track(range(0, len(files), args.batch_size), description='Inference'):

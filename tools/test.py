@@ -8,6 +8,7 @@ from mmdet.evaluation import DumpDetResults
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 
 from asl_mmdet.command_line import add_config_arguments, build_runner, exit_on_known_faults, load_config
+from asl_mmdet.hooks import FastInferenceHook
 
 
 def main() -> None:
@@ -18,6 +19,7 @@ def main() -> None:
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument('--show-dir', help='draw the predictions into this folder, under work_dir/timestamp')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds for which --show shows a picture')
+    parser.add_argument('--fast', action='store_true', help='fold BN and compile the network; same results')
     args = parser.parse_args()
     if args.out and args.out.suffix not in ('.pkl', '.pickle'):
         parser.error(f'--out {args.out}: predictions are written as .pkl or .pickle')
@@ -33,6 +35,8 @@ def main() -> None:
         runner = build_runner(cfg, 'test')
         if args.out:
             runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(args.out)))
+        if args.fast:
+            runner.register_hook(FastInferenceHook())
         runner.test()
 
 

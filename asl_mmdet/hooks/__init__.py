@@ -1,6 +1,7 @@
 from .adaptive_asymmetry_hook import AdaptiveAsymmetryHook
 from .data_check_hook import DataCheckHook, check_no_overlap, check_num_classes
 from .exact_resume_hook import ExactResumeHook
+from .fast_inference_hook import FastInferenceHook
 from .multi_label_visualization_hook import MultiLabelVisualizationHook
 from .non_finite_hook import NonFiniteError, NonFiniteHook
 from .probability_gap_hook import ProbabilityGapHook
@@ -11,6 +12,7 @@ __all__ = [
     'AdaptiveAsymmetryHook',
     'DataCheckHook',
     'ExactResumeHook',
+    'FastInferenceHook',
     'MultiLabelVisualizationHook',
     'NonFiniteError',
     'NonFiniteHook',

@@ -98,6 +98,11 @@ class MultiLabelLinearClsHead(BaseModule):
         """Logits (N, C)."""
         return self.fc(self.pre_logits(feats))
 
+    def scores(self, feats: Sequence[Tensor] | Tensor) -> Tensor:
+        """Probabilities (N, C) in float32 or better."""
+        logits = self._precise_logits(feats)
+        return logits.softmax(1) if self.softmax else logits.sigmoid()
+
     def loss(self, feats: Sequence[Tensor] | Tensor, data_samples: Sequence[MultiLabelDataSample], **kwargs) -> dict:
         """``dict(loss=...)``, a 0-d tensor; ``kwargs`` go to the loss module.
 
@@ -123,8 +128,7 @@ class MultiLabelLinearClsHead(BaseModule):
         self, feats: Sequence[Tensor] | Tensor, data_samples: Sequence[MultiLabelDataSample] | None = None
     ) -> list[MultiLabelDataSample]:
         """The samples, or new ones, with ``pred_score`` (C,), probabilities, and ``pred_label`` (P,), indices."""
-        logits = self._precise_logits(feats)
-        scores = logits.softmax(1) if self.softmax else logits.sigmoid()
+        scores = self.scores(feats)
         if self.thr is None:
             assert self.topk is not None  # __init__ sets one of them
             labels = scores.topk(self.topk).indices

@@ -1,0 +1,120 @@
+"""Write a trained classifier, or a detector with the head of FCOS or ATSS, as an ONNX file."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from mmdet.apis import DetInferencer
+from mmengine.config import Config, DictAction
+from rich.progress import track
+
+from asl_mmdet.inferencer import MultiLabelInferencer, image_files, trained_model
+from asl_mmdet.models import ImageClassifier
+from asl_mmdet.onnx_export import export_onnx
+
+# As far as a picture's predictions may be from those of torch: pixels, probability.
+BOX_TOLERANCE, SCORE_TOLERANCE = 0.5, 1e-3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', metavar='CONFIG', help='config file')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file')
+    parser.add_argument('--out', type=Path, required=True, metavar='FILE.onnx', help='file to write')
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        help="probability from which on a label or object counts (default: the head's; detectors: 0.3)",
+    )
+    parser.add_argument(
+        '--check',
+        metavar='IMAGE_OR_FOLDER',
+        help='compare with the predictions of the checkpoint on these pictures; exit status 1 where they differ',
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings of the config'
+    )
+    args = parser.parse_args()
+    for path in (args.config, args.checkpoint):
+        if not Path(path).is_file():
+            parser.error(f'there is no file {path}')
+    logging.getLogger('torch.onnx').setLevel(logging.ERROR)  # it tells which operators of torchvision are missing
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    try:
+        files = image_files(args.check) if args.check else []
+        model = trained_model(cfg, args.checkpoint)
+        export_onnx(cfg, model, args.out, args.score_thr)
+    except (FileNotFoundError, ImportError, ValueError) as error:
+        parser.exit(1, f'{error}\n')
+    print(f'{args.out}: {args.out.stat().st_size / 1e6:.1f} MB, {len(model.dataset_meta["classes"])} classes')
+    if files:
+        sys.exit(check(cfg, args, files, isinstance(model, ImageClassifier)))
+
+
+def finder(cfg: Config, checkpoint: str, score_thr: float | None, classifier: bool) -> Callable[[str], list[tuple]]:
+    """The checkpoint's own predictions for a picture, in the form of onnx_predict.py."""
+    if classifier:
+        if score_thr is not None:
+            cfg.model.head.thr = score_thr
+        inferencer = MultiLabelInferencer(cfg, checkpoint, 'cpu', show_progress=False)
+        return lambda file: [(found['label'], found['score']) for found in inferencer(file)['predictions'][0]['labels']]
+    inferencer = DetInferencer(cfg, checkpoint, 'cpu', show_progress=False)
+    classes = inferencer.model.dataset_meta['classes']
+
+    def find(file):
+        found = inferencer(file)['predictions'][0]
+        objects = zip(found['labels'], found['scores'], found['bboxes'])
+        return [(classes[i], score, *box) for i, score, box in objects if score >= score_thr]
+
+    return find
+
+
+def pair(expected: list[tuple], found: list[tuple]) -> tuple[list[tuple], list[tuple]]:
+    """Pairs of equal labels whose boxes are nearest, and what is left of both sides."""
+    pairs, left, found = [], [], list(found)
+    for one in expected:
+        rivals = [i for i, other in enumerate(found) if other[0] == one[0]]
+        if rivals:
+            gaps = [np.abs(np.subtract(found[i][1:], one[1:])).max() for i in rivals]
+            pairs.append((one, found.pop(rivals[int(np.argmin(gaps))])))
+        else:
+            left.append(one)
+    return pairs, left + found
+
+
+def check(cfg: Config, args: argparse.Namespace, files: list[str], classifier: bool) -> int:
+    """Compare what onnx_predict.py and the checkpoint find in every picture; the exit status."""
+    import onnxruntime
+    from onnx_predict import predict
+
+    session = onnxruntime.InferenceSession(args.out)
+    score_thr = json.loads(session.get_modelmeta().custom_metadata_map['score_thr'])
+    find = finder(cfg, args.checkpoint, score_thr, classifier)
+    number, alone, box_gap, score_gap = 0, 0, 0, 0
+    for file in track(files, description='Checking'):
+        expected, found = find(file), predict(session, file)
+        pairs, left = pair(expected, found)
+        number += len(expected)
+        # One side may see a score just below the threshold.
+        for name, score, *_ in left:
+            if score > (score_thr or 0) + SCORE_TOLERANCE:
+                alone += 1
+                print(f'{file}: {name} {score:.4f} is found by one of the two alone')
+        for (_, score, *box), (_, other_score, *other_box) in pairs:
+            score_gap = max(score_gap, abs(score - other_score))
+            box_gap = max([box_gap, *np.abs(np.subtract(box, other_box))])
+    print(
+        f'{len(files)} pictures, {number} labels, {alone} found by one of the two alone; '
+        f'boxes differ by at most {box_gap:.2g} pixels, scores by {score_gap:.2g}'
+    )
+    return int(alone > 0 or box_gap > BOX_TOLERANCE or score_gap > SCORE_TOLERANCE)
+
+
+if __name__ == '__main__':
+    main()
