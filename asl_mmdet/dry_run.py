@@ -1,4 +1,4 @@
-"""A dry run of a config, ``tools/train.py --check``: all of it is built, a few steps are taken, nothing is left behind."""
+"""A dry run of a config, ``tools/train.py --check``: all of it is built, a few steps are taken, nothing stays behind."""
 
 import contextlib
 import math
@@ -45,8 +45,8 @@ class DryRunError(Exception):
 
 
 def dry_run(cfg: Config) -> list[str]:
-    """Builds data, model, optimizer, schedule, hooks and evaluators by the Runner, trains a few steps of the first epoch,
-    evaluates one batch, and reads one of the test split. It writes to a temporary folder alone.
+    """Builds data, model, optimizer, schedule, hooks and evaluators by the Runner, trains a few steps of the first
+    epoch, evaluates one batch, and reads one of the test split. It writes to a temporary folder alone.
 
     Returns:
         Lines of the report; the last ones are what is suspicious.
@@ -87,7 +87,11 @@ def dry_run(cfg: Config) -> list[str]:
                 lines += _describe_data(split, loop.dataloader, seen[split])
         if 'test' not in loops:
             lines.append('test        the same as val')
-        lines += [*_describe_model(runner, trained), *_describe_evaluation(evaluated), *_describe_cost(loops, trained, evaluated)]
+        lines += [
+            *_describe_model(runner, trained),
+            *_describe_evaluation(evaluated),
+            *_describe_cost(loops, trained, evaluated),
+        ]
         suspicious = [
             *_suspicious_data(loops, runner.model, has_data_check),
             *_suspicious_training(cfg, runner, trained),
@@ -101,7 +105,8 @@ def dry_run(cfg: Config) -> list[str]:
 
 def _leave_no_traces(cfg: Config, folder: str) -> list[str]:
     """Everything goes to ``folder``; returns the visualization backends that are taken out."""
-    cfg.work_dir, cfg.log_level, cfg.resume = folder, 'WARNING', False
+    # mmengine warns of every frozen parameter.
+    cfg.work_dir, cfg.log_level, cfg.resume = folder, 'ERROR', False
     cfg.experiment_name = f'check_{time.time_ns()}'
     backends = cfg.get('visualizer', {}).get('vis_backends') or []
     backends = backends if isinstance(backends, list) else [backends]
@@ -165,9 +170,8 @@ class _Batches:
     def _see(self, module: nn.Module, args: tuple, output: object) -> None:
         self._handle.remove()
         for tensor in _tensors(output.get('inputs') if isinstance(output, dict) else output):
-            self.inputs.append(
-                f'{tuple(tensor.shape)} {str(tensor.dtype).removeprefix("torch.")} in [{tensor.min():.3g}, {tensor.max():.3g}]'
-            )
+            kind = str(tensor.dtype).removeprefix('torch.')
+            self.inputs.append(f'{tuple(tensor.shape)} {kind} in [{tensor.min():.3g}, {tensor.max():.3g}]')
         samples = list(_samples(output))
         self.images = len(samples)
         labels = [_labels(sample) for sample in samples]
@@ -235,7 +239,7 @@ class _Watch(Hook):
         self.began = time.perf_counter()
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
-        losses = {name: float(value) for name, value in (outputs or {}).items() if 'loss' in name}
+        losses = {name: torch.as_tensor(value).item() for name, value in (outputs or {}).items() if 'loss' in name}
         wrong = {name: value for name, value in losses.items() if not math.isfinite(value)}
         if wrong:
             name, value = next(iter(wrong.items()))
@@ -268,7 +272,7 @@ def _train(runner: Runner) -> _Watch:
 
 
 def _evaluate(runner: Runner, seen: _Batches) -> None:
-    """One batch through the hooks of an evaluation, the model and the metrics; what follows an evaluation is left out."""
+    """One batch through the hooks of an evaluation, the model and the metrics; what follows on it is left out."""
     loop = runner.val_loop
     with _doing('evaluating a batch'):
         batch = next(iter(loop.dataloader))
@@ -289,8 +293,9 @@ def _evaluate(runner: Runner, seen: _Batches) -> None:
 def _describe_data(split: str, loader: DataLoader, seen: _Batches) -> list[str]:
     classes = _classes(loader.dataset)
     lines = [
-        f'{split:12}{len(loader.dataset):,} images in {len(loader):,} batches of {loader.batch_size or "varying size"}, '
-        f'{loader.num_workers} workers' + (f'; {len(classes):,} classes' if classes else '')
+        f'{split:12}{len(loader.dataset):,} images in {len(loader):,} batches of '
+        f'{loader.batch_size or "varying size"}, {loader.num_workers} workers'
+        + (f'; {len(classes):,} classes' if classes else '')
     ]
     lines += [f'{"":12}inputs {one}' for one in seen.inputs]
     if seen.labels is not None:
@@ -312,10 +317,9 @@ def _describe_model(runner: Runner, trained: _Watch) -> list[str]:
     parameters = list(trained.model.parameters())
     sizes = [sum(one.numel() for one in parameters if one.requires_grad or not only) for only in (False, True)]
     wrappers = _wrappers(runner.optim_wrapper)
-    optimizers = ', '.join(
-        f'{type(wrapper.optimizer).__name__} in {type(wrapper).__name__}' for wrapper in wrappers
-    )
+    optimizers = ', '.join(f'{type(wrapper.optimizer).__name__} in {type(wrapper).__name__}' for wrapper in wrappers)
     lr = ' to '.join(f'{value:.3g}' for value in sorted({trained.lr[0], trained.lr[-1]}))
+    initial = f' (initially {trained.initial_lr:.3g})' if trained.initial_lr != trained.lr[-1] else ''
     schedulers = runner.param_schedulers or []
     schedulers = schedulers.values() if isinstance(schedulers, dict) else [schedulers]
     schedule = ', '.join(type(one).__name__ for part in schedulers for one in part) or 'no schedule'
@@ -324,7 +328,7 @@ def _describe_model(runner: Runner, trained: _Watch) -> list[str]:
     return [
         f'{"model":12}{type(trained.model).__name__} on {next(iter(parameters)).device}: {sizes[0]:,} parameters, '
         f'{sizes[1]:,} of them trainable',
-        f'{"optimizer":12}{optimizers}, lr {lr} at the first step (initial {trained.initial_lr:.3g}), {schedule}',
+        f'{"optimizer":12}{optimizers}, lr {lr} at the first step{initial}, {schedule}',
         f'{"losses":12}{terms}'
         + (f'; after {len(trained.losses) - 1} steps loss {last["loss"]:.4g}' if 'loss' in last else ''),
     ]
@@ -335,7 +339,9 @@ def _describe_evaluation(evaluated: _Batches) -> list[str]:
         return [f'{"evaluation":12}none: the config has no val_cfg']
     names = list(evaluated.metrics)
     shown = ', '.join(names[:8]) + (' ...' if len(names) > 8 else '')
-    return [f'{"evaluation":12}a batch of {evaluated.images} images gives {shown or "no metric: nothing was found in it"}']
+    return [
+        f'{"evaluation":12}a batch of {evaluated.images} images gives {shown or "no metric: nothing was found in it"}'
+    ]
 
 
 def _describe_cost(loops: dict, trained: _Watch, evaluated: _Batches) -> list[str]:
@@ -343,8 +349,8 @@ def _describe_cost(loops: dict, trained: _Watch, evaluated: _Batches) -> list[st
     if torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory
         lines[0] += (
-            f', {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of the GPU ({torch.cuda.max_memory_reserved() / 2**30:.2f} '
-            f'reserved, of {total / 2**30:.1f})'
+            f', {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of the GPU '
+            f'({torch.cuda.max_memory_reserved() / 2**30:.2f} reserved, of {total / 2**30:.1f})'
         )
     timed, waited = trained.seconds[1:] or trained.seconds, trained.waited[1:] or trained.waited
     step = float(np.median(timed))
@@ -417,7 +423,9 @@ def _suspicious_training(cfg: Config, runner: Runner, trained: _Watch) -> list[s
         suspicious.append('the learning rate is 0')
     elif not trained.lr[0]:
         suspicious.append('the learning rate of some parameters is 0 at the first step')
-    frozen = [name for name, child in trained.model.named_children() if not any(p.requires_grad for p in child.parameters())]
+    frozen = [
+        name for name, child in trained.model.named_children() if not any(p.requires_grad for p in child.parameters())
+    ]
     frozen = [name for name in frozen if any(True for _ in getattr(trained.model, name).parameters())]
     if frozen:
         suspicious.append(f'wholly frozen: {", ".join(frozen)}')

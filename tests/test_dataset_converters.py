@@ -220,7 +220,7 @@ def test_yolo_becomes_coco(yolo, tmp_path, convert):
         'b.png': [],
         'c.png': ['cat'],
     }
-    # A polygon, a box that is cut at the right edge, and one that is smaller than a pixel, of which mmdet takes no note.
+    # A polygon, a box that is cut at the right edge, and one that is smaller than a pixel, which mmdet passes over.
     val = tmp_path / 'out/val.json'
     ((_, boxes),) = boxes_in(val, yolo).items()
     assert boxes == [('dog', 0, 0, 40, 20), ('cat', pytest.approx(34), pytest.approx(8), 40, pytest.approx(12))]
@@ -293,9 +293,15 @@ YOLO_FAULTS = {
     'gaps': (described('train: images/train\nnames: {0: a, 2: b}'), 'names is {.*}, neither'),
     'nc': (described('train: images/train\nnc: 3\nnames: [a, b]'), 'nc is 3, but 2 classes'),
     'twice': (described('train: images/train\nnames: [a, a]'), "data.yaml names class 'a' twice"),
-    'nowhere': (described('train: images/tarin\nnames: [a, b]'), "train: 'images/tarin' is neither a folder nor a list"),
+    'nowhere': (
+        described('train: images/tarin\nnames: [a, b]'),
+        "train: 'images/tarin' is neither a folder nor a list",
+    ),
     'outside': (described('train: ../../..\nnames: [a, b]'), "train: '../../..' is neither a folder nor a list below"),
-    'no labels': (described('val: images/train/images\nnames: [a, b]'), 'none of the 1 pictures of val has a label file'),
+    'no labels': (
+        described('val: images/train/images\nnames: [a, b]'),
+        'none of the 1 pictures of val has a label file',
+    ),
     'clash': (lambda root: picture(root / 'images/train/a.jpg'), 'have one label file, labels/train/a.txt'),
     'several': (lambda root: write(root / 'more.yaml', ''), 'has data.yaml and more.yaml'),
     'none': (lambda root: (root / 'data.yaml').unlink(), 'neither data.yaml nor classes.txt'),
@@ -316,7 +322,11 @@ def test_faulty_yolo_is_refused(yolo, tmp_path, convert, what):
 
 def region(kind='rectanglelabels', labels=('dog',), size=(40, 20), **value):
     return dict(
-        type=kind, original_width=size[0], original_height=size[1], image_rotation=0, value={**value, kind: list(labels)}
+        type=kind,
+        original_width=size[0],
+        original_height=size[1],
+        image_rotation=0,
+        value={**value, kind: list(labels)},
     )
 
 
@@ -399,9 +409,7 @@ def test_label_studio_choices_become_a_table(studio, tmp_path, convert):
         }
     assert 'left out: 1 choices of regions, 1 rectanglelabels' in output
     write(tmp_path / 'classes.txt', 'sky\nsea\ndog\n')
-    status, output = convert(
-        *command, '--several', 'latest', '--overwrite', '--classes', tmp_path / 'classes.txt'
-    )
+    status, output = convert(*command, '--several', 'latest', '--overwrite', '--classes', tmp_path / 'classes.txt')
     dataset = CSVMultiLabelDataset(**printed_dataset(output, 'CSVMultiLabelDataset'))
     assert dataset.metainfo['classes'] == ('sky', 'sea', 'dog')
 
@@ -437,10 +445,13 @@ STUDIO_FAULTS = {
     'JSON-MIN': (lambda tasks: json.dumps([dict(image='a.png', label=[])]), "export it as 'JSON', not JSON-MIN"),
     'nothing done': (lambda tasks: json.dumps([task(1, 'a.png')]), 'none of the 1 tasks has been annotated'),
     'no result': (lambda tasks: tasks[0]['annotations'][0].pop('result'), 'task 1: an annotation has no list result'),
-    'missing': (lambda tasks: tasks[0]['data'].update(image='/x/gone.png'), '1 pictures of .* are not in .*/x/gone.png'),
+    'missing': (
+        lambda tasks: tasks[0]['data'].update(image='/x/gone.png'),
+        '1 pictures of .* are not in .*/x/gone.png',
+    ),
     'outside': (lambda tasks: tasks[0]['data'].update(image='/etc/../passwd.png'), 'are not in .*passwd.png'),
     'inline': (lambda tasks: tasks[0]['data'].update(image='data:image/png;base64,AAAA'), 'task 1: none of its data'),
-    'two': (lambda tasks: tasks[0]['data'].update(other='b.png'), "task 1: 2 of its data .*--image-key"),
+    'two': (lambda tasks: tasks[0]['data'].update(other='b.png'), 'task 1: 2 of its data .*--image-key'),
     'same': (lambda tasks: tasks[1]['data'].update(image='a.png'), 'task 2 is of .*a.png, as is .*task 1'),
     'turned': (first_result(image_rotation=90), 'after turning it by 90 degrees'),
     'other picture': (first_result(original_width=20, original_height=40), 'is 40 x 20, but was annotated as 20 x 40'),
@@ -539,7 +550,10 @@ CVAT_FAULTS = {
     'no XML': (lambda text: text[:-30], 'is not an XML file: .*line'),
     'other': (lambda text: '<annotation/>', '<annotation> is not the beginning'),
     'video': (lambda text: re.sub(r'<image.*</image>', '<track id="0"/>', text, flags=re.S), 'a track of a video'),
-    'label': (lambda text: text.replace('box label="dog" xtl', 'box label="dgo" xtl'), "line 13: <box> has the label 'dgo'"),
+    'label': (
+        lambda text: text.replace('box label="dog" xtl', 'box label="dgo" xtl'),
+        "line 13: <box> has the label 'dgo'",
+    ),
     'no labels': (lambda text: re.sub('<labels>.*</labels>', '', text, flags=re.S), 'declares no labels'),
     'number': (lambda text: text.replace('xtl="10.0"', 'xtl="ten"'), "line 10: <box> has xtl 'ten', no number"),
     'NaN': (lambda text: text.replace('ytl="5.0"', 'ytl="nan"'), "line 10: <box> has ytl 'nan'"),
@@ -549,7 +563,10 @@ CVAT_FAULTS = {
     'size': (lambda text: text.replace('width="40"', 'width="41"'), 'a.png is 41 x 20 in CVAT, but 40 x 20'),
     'missing': (lambda text: text.replace('b.png', '../../b2.png'), '1 pictures of .* are not in .*b2.png'),
     'ambiguous': (lambda text: text.replace('subset="train"', ''), "'a.png' may be 'train/a.png' or 'val/a.png'"),
-    'twice': (lambda text: text.replace('name="b.png"', 'name="a.png"'), 'line 16 is of .*train/a.png, as is .* line 9'),
+    'twice': (
+        lambda text: text.replace('name="b.png"', 'name="a.png"'),
+        'line 16 is of .*train/a.png, as is .* line 9',
+    ),
     'entities': (
         lambda text: text.replace('<annotations>', '<!DOCTYPE a [<!ENTITY x "y">]><annotations>'),
         'declares entities',

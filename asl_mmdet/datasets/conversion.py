@@ -87,8 +87,8 @@ class PictureFolder:
             return '/'.join(parts)
         if len(best) > 1:
             raise AnnotationError(
-                f'{quoted(path)} may be {quoted(best[0])} or {quoted(best[1])} in {self.root}: give the folder in which '
-                'only one of them lies'
+                f'{quoted(path)} may be {quoted(best[0])} or {quoted(best[1])} in {self.root}: give the folder '
+                'in which only one of them lies'
             )
         return best[0]
 
@@ -182,7 +182,9 @@ class LabelTable:
         self.rows: dict[str, set[str]] = {}
         free = [one for one in SEPARATORS if not any(one in name for name in classes)]
         if not free:
-            raise AnnotationError(f'{source}: the classes hold {SEPARATORS}, one of which must separate them: rename one')
+            raise AnnotationError(
+                f'{source}: the classes hold {SEPARATORS}, one of which must separate them: rename one'
+            )
         self.separator = free[0]
 
     def write(self, path: Path) -> None:

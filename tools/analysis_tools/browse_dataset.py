@@ -5,6 +5,8 @@ Normalization is undone for the eye, channels are put in the order red, green, b
 
 import argparse
 import sys
+import textwrap
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,7 +83,9 @@ def browse(
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     preprocessor = MODELS.build(cfg.model).data_preprocessor
     if not isinstance(preprocessor, ImgDataPreprocessor):
-        sys.exit(f'the data preprocessor is a {type(preprocessor).__name__}, and only an ImgDataPreprocessor can be undone')
+        sys.exit(
+            f'the data preprocessor is a {type(preprocessor).__name__}, and only an ImgDataPreprocessor can be undone'
+        )
 
     meta, visualizers = getattr(dataset, 'metainfo', {}), {}
     pictures, stretched = [], 0
@@ -92,20 +96,29 @@ def browse(
             image, is_stretched = displayed(data['inputs'][0], preprocessor)
             stretched += is_stretched
             sample = data['data_samples'][0]
-            name = f'{index:06d}' + (f'_{turn}' if repeat > 1 else '') + f'_{Path(sample.get("img_path") or "image").stem}'
+            name = (
+                f'{index:06d}' + (f'_{turn}' if repeat > 1 else '') + f'_{Path(sample.get("img_path") or "image").stem}'
+            )
             draw = draw_boxes if isinstance(sample, DetDataSample) else draw_labels
-            picture = draw(visualizers, meta, image, sample)
+            with warnings.catch_warnings():
+                # A box that ends with the image is out of bounds to mmengine.
+                warnings.filterwarnings('ignore', '.*out of bounds')
+                picture = draw(visualizers, meta, image, sample)
             mmcv.imwrite(picture[..., ::-1], str(out / f'{name}.png'))
             size = f'{image.shape[1]} x {image.shape[0]}'
-            print(f'{name}  {size}  {labels_in_words(sample, meta.get("classes") or ())}')
-            pictures.append((f'{name}\n{size}', picture))
+            words = labels_in_words(sample, meta.get('classes') or ())
+            print(f'{name}  {size}  {words}')
+            pictures.append((f'{name}\n{size}\n{textwrap.shorten(words, 45, placeholder=" ...")}', picture))
     columns = repeat if repeat > 1 else COLUMNS
     for i, start in enumerate(range(0, len(pictures), columns * SHEET_ROWS), 1):
-        mmcv.imwrite(contact_sheet(pictures[start : start + columns * SHEET_ROWS], columns)[..., ::-1], str(out / f'sheet_{i}.png'))
+        mmcv.imwrite(
+            contact_sheet(pictures[start : start + columns * SHEET_ROWS], columns)[..., ::-1],
+            str(out / f'sheet_{i}.png'),
+        )
     if stretched:
         print(
-            f'{stretched} images do not lie in 0 to 255 when the data preprocessor is undone: the pipeline normalizes, too, '
-            'or the other way round; they are drawn from their darkest to their brightest'
+            f'{stretched} images do not lie in 0 to 255 when the data preprocessor is undone: the pipeline normalizes, '
+            'too; they are drawn from their darkest to their brightest'
         )
     print(f'{len(pictures)} pictures of {len(dataset):,} images of {split} and {i} sheets are in {out}')
 
@@ -183,7 +196,7 @@ def contact_sheet(pictures: Sequence[tuple[str, np.ndarray]], columns: int) -> n
     """(H, W, 3) uint8 RGB: pictures under their captions, row by row."""
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    figure = Figure(figsize=(3 * columns, 3.4 * rows), dpi=100, layout='constrained')
+    figure = Figure(figsize=(3 * columns, 3.5 * rows), dpi=100, layout='constrained')
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:

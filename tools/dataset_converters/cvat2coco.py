@@ -70,7 +70,9 @@ class Element:
         except (KeyError, ValueError):
             value = math.nan
         if not math.isfinite(value):
-            raise AnnotationError(f'{self.place}: <{self.kind}> has {name} {quoted(self.attributes.get(name))}, no number')
+            raise AnnotationError(
+                f'{self.place}: <{self.kind}> has {name} {quoted(self.attributes.get(name))}, no number'
+            )
         return value
 
 
@@ -129,8 +131,8 @@ def read_export(path: Path) -> Export:
         for part in image.parts:
             if part.attributes.get('label') not in export.classes:
                 raise AnnotationError(
-                    f'{part.place}: <{part.kind}> has the label {quoted(part.attributes.get("label"))}, which <meta> does '
-                    f'not declare. It declares {quoted(export.classes)}'
+                    f'{part.place}: <{part.kind}> has the label {quoted(part.attributes.get("label"))}, which <meta> '
+                    f'does not declare. It declares {quoted(export.classes)}'
                 )
     return export
 
@@ -147,7 +149,9 @@ def _named_images(export, pictures, subset):
     subsets = {image.attributes.get('subset') for image in export.images}
     if subset is not None and subset not in subsets:
         known = sorted(one for one in subsets if one)
-        raise AnnotationError(f'{export.path} has no subset {quoted(subset)}; its subsets: {", ".join(known) or "none"}')
+        raise AnnotationError(
+            f'{export.path} has no subset {quoted(subset)}; its subsets: {", ".join(known) or "none"}'
+        )
     named, missing = {}, []
     for image in export.images:
         own = image.attributes.get('subset')
@@ -158,7 +162,9 @@ def _named_images(export, pictures, subset):
         if name is None:
             missing.append(path)
         elif name in named:
-            raise AnnotationError(f'{image.place} is of {pictures.root / name}, as is {named[name].place}: remove one of them')
+            raise AnnotationError(
+                f'{image.place} is of {pictures.root / name}, as is {named[name].place}: remove one of them'
+            )
         else:
             named[name] = image
     if not named and not missing:
@@ -195,8 +201,8 @@ def boxes_file(named, export: Export, pictures: PictureFolder) -> tuple[CocoFile
         seen = int(image.number('width')), int(image.number('height'))
         if seen != size:
             raise AnnotationError(
-                f'{image.place}: {name} is {seen[0]} x {seen[1]} in CVAT, but {size[0]} x {size[1]} in {pictures.root}: '
-                'give the pictures that were annotated'
+                f'{image.place}: {name} is {seen[0]} x {seen[1]} in CVAT, but {size[0]} x {size[1]} in {pictures.root}'
+                ': give the pictures that were annotated'
             )
         coco.add_image(name, size)
         for part in image.parts:

@@ -1,7 +1,7 @@
 """A folder of pictures for each label, into a table for CSVMultiLabelDataset.
 
-A picture that lies in several folders, which is told by its bytes, gets all their labels in one row. Pictures that lie in
-no folder have none.
+A picture that lies in several folders, which is told by its bytes, gets all their labels in one row. Pictures that lie
+in no folder have none.
 """
 
 import argparse
@@ -25,9 +25,7 @@ SPLITS = {'train', 'training', 'val', 'valid', 'validation', 'test', 'testing'}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', type=Path, help='folder with a folder of pictures for each label')
     parser.add_argument('out', type=Path, metavar='OUT.csv', help='table; OUT_classes.txt is written beside it')
     parser.add_argument(
@@ -60,14 +58,14 @@ def label_table(
     folders = sorted(path.name for path in pictures.root.iterdir() if path.is_dir() and not path.name.startswith('.'))
     if folders and {name.lower() for name in folders} <= SPLITS:
         raise AnnotationError(
-            f'{pictures.root} has the folders {", ".join(folders)}, which are no labels: convert each to a table of its '
-            'own, all with the --classes of the first'
+            f'{pictures.root} has the folders {", ".join(folders)}, which are no labels: convert each to a table of '
+            'its own, all with the --classes of the first'
         )
     labels_of = {name: name.split('/')[:-1] for name in pictures.names}
     deep = next((name for name, labels in labels_of.items() if len(labels) > 1), None)
     if deep and nested is None:
         raise AnnotationError(
-            f'{pictures.root / deep} lies in a folder within a folder: say with --nested first or all what its labels are'
+            f'{pictures.root / deep} lies in a folder within a folder: --nested first or all says what its labels are'
         )
     if nested == 'first':
         labels_of = {name: labels[:1] for name, labels in labels_of.items()}

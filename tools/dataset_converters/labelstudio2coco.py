@@ -1,7 +1,8 @@
-"""Label Studio's JSON export: boxes and polygons into COCO JSON (OUT.json), choices for whole images into a table (OUT.csv).
+"""Label Studio's JSON export: boxes and polygons into COCO JSON (OUT.json), choices for whole images into a table
+(OUT.csv).
 
-Its COCO export needs no conversion. Tasks that nobody has annotated are left out; one that was submitted without a region
-is an image without labels.
+Its COCO export needs no conversion. Tasks that nobody has annotated are left out; one that was submitted without a
+region is an image without labels.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from asl_mmdet.datasets.conversion import (
 from asl_mmdet.datasets.label_index import quoted
 
 BOXES = ('rectanglelabels', 'labels')
-# The sides of a picture may differ so much from what Label Studio has seen: a copy of another size has its sides rounded.
+# The form of a picture may differ so much from what Label Studio has seen: copies of another size have rounded sides.
 TOLERANCE = 0.02
 
 
@@ -70,19 +71,23 @@ def finished_tasks(path: Path, several: str | None = None) -> tuple[list[tuple[d
     """Tasks that have been annotated, each with its results; and lines for the screen.
 
     Raises:
-        AnnotationError: the file is no such export, or a task has several annotations and ``several`` does not say more.
+        AnnotationError: the file is no such export, or a task has several annotations and ``several`` is None.
     """
     try:
         tasks = json.loads(path.read_text(encoding='utf-8-sig'))
     except (OSError, ValueError) as error:
         raise AnnotationError(f'{path} is not a JSON file: {error}') from None
     if isinstance(tasks, dict) and {'images', 'annotations', 'categories'} <= tasks.keys():
-        raise AnnotationError(f'{path} is in COCO format already: CocoMultiLabelDataset and CocoDataset read it as it is')
+        raise AnnotationError(
+            f'{path} is in COCO format already: CocoMultiLabelDataset and CocoDataset read it as it is'
+        )
     if not isinstance(tasks, list) or not all(
         isinstance(task, dict) and isinstance(task.get('data'), dict) and isinstance(task.get('annotations'), list)
         for task in tasks
     ):
-        raise AnnotationError(f"{path} is not a list of tasks with data and annotations: export it as 'JSON', not JSON-MIN")
+        raise AnnotationError(
+            f"{path} is not a list of tasks with data and annotations: export it as 'JSON', not JSON-MIN"
+        )
     finished, skipped, untouched = [], 0, 0
     for task in tasks:
         place = f'{path}, task {task.get("id")}'
@@ -118,8 +123,8 @@ def image_of(task: dict, place: str, image_key: str | None = None) -> str:
         keys = [key for key, value in data.items() if _path(value).lower().endswith(PICTURE_SUFFIXES)]
         if len(keys) != 1:
             raise AnnotationError(
-                f'{place}: {len(keys) or "none"} of its data ({quoted(sorted(task["data"]))}) name a picture: --image-key '
-                'says which'
+                f'{place}: {len(keys) or "none"} of its data ({quoted(sorted(task["data"]))}) name a picture: '
+                '--image-key says which'
             )
         image_key = keys[0]
     if image_key not in data:
@@ -171,8 +176,8 @@ def choices_table(named, export, pictures, classes=None) -> tuple[LabelTable, li
     found = set().union(*chosen.values())
     if not found:
         raise AnnotationError(
-            f'{export} has no choices for whole images, but {listed(others) or "nothing"}. Boxes are written as OUT.json, '
-            'which CocoMultiLabelDataset reads as labels'
+            f'{export} has no choices for whole images, but {listed(others) or "nothing"}. Boxes are written as '
+            'OUT.json, which CocoMultiLabelDataset reads as labels'
         )
     table = LabelTable(_ordered(found, classes, export), export)
     table.rows.update(chosen)
@@ -202,8 +207,8 @@ def boxes_file(named, export, pictures, classes=None) -> tuple[CocoFile, list[st
     found = {label for _, _, regions in images for label, _, _ in regions}
     if not found:
         raise AnnotationError(
-            f'{export} has no boxes or polygons with labels, but {listed(others) or "nothing"}. Choices for whole images '
-            'are written as OUT.csv'
+            f'{export} has no boxes or polygons with labels, but {listed(others) or "nothing"}. Choices for whole '
+            'images are written as OUT.csv'
         )
     coco = CocoFile(_ordered(found, classes, export), export)
     for name, size, regions in images:
@@ -229,7 +234,9 @@ def _labels(value, kind, place):
 
 
 def _numbers(values, place):
-    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) for value in values):
+    if not all(
+        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) for value in values
+    ):
         raise AnnotationError(f'{place}: a region has the numbers {quoted(list(values))}, not percentages of the image')
     return values
 
@@ -260,7 +267,9 @@ def _check_size(result, size, place):
     """Percentages hold for copies of another size, but not of another form."""
     seen = (result.get('original_width'), result.get('original_height'))
     if result.get('image_rotation'):
-        raise AnnotationError(f'{place} was annotated after turning it by {result["image_rotation"]} degrees: turn the file')
+        raise AnnotationError(
+            f'{place} was annotated after turning it by {result["image_rotation"]} degrees: turn the file'
+        )
     if all(isinstance(side, (int, float)) and side > 0 for side in seen):
         if abs(seen[0] * size[1] / (seen[1] * size[0]) - 1) > TOLERANCE:
             raise AnnotationError(

@@ -1,7 +1,7 @@
 """YOLO's text files into COCO JSON, one for each split: images/**/NAME.jpg with labels/**/NAME.txt, or side by side.
 
-SOURCE is data.yaml or a text file of the class names (classes.txt, obj.names), or the folder in which it lies. A line holds
-a class and a box, or a polygon, in fractions of the image.
+SOURCE is data.yaml or a text file of the class names (classes.txt, obj.names), or the folder in which it lies. A line
+holds a class and a box, or a polygon, in fractions of the image.
 """
 
 import argparse
@@ -83,7 +83,9 @@ def read_description(path: Path) -> dict:
     if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list):
-        raise AnnotationError(f'{path}: names is {quoted(names)}, neither a list of names nor numbers from 0 with names')
+        raise AnnotationError(
+            f'{path}: names is {quoted(names)}, neither a list of names nor numbers from 0 with names'
+        )
     if described.get('nc', len(names)) != len(names):
         raise AnnotationError(f'{path}: nc is {quoted(described["nc"])}, but {len(names)} classes have names')
     return dict(described, names=[str(name) for name in names])
@@ -187,7 +189,9 @@ class YoloExport:
         return [
             f'{label} without a picture'
             for folder in folders
-            for label in sorted((Path(folder) / path.name).as_posix() for path in (self.pictures.root / folder).glob('*.txt'))
+            for label in sorted(
+                (Path(folder) / path.name).as_posix() for path in (self.pictures.root / folder).glob('*.txt')
+            )
             if label not in known
         ]
 
@@ -225,8 +229,8 @@ def parse_line(line: str, num_classes: int, keypoints: bool, place: str) -> tupl
     if len(numbers) < 6 or len(numbers) % 2:
         hint = '; five numbers are a prediction with its confidence' if len(numbers) == 5 else ''
         raise AnnotationError(
-            f'{place}: {quoted(line)} has {len(numbers)} numbers behind the class, neither a box (4) nor a polygon (6, 8, '
-            f'10 ...){hint}'
+            f'{place}: {quoted(line)} has {len(numbers)} numbers behind the class, neither a box (4) nor a polygon (6, '
+            f'8, 10 ...){hint}'
         )
     return int(first), list(zip(numbers[::2], numbers[1::2]))
 
