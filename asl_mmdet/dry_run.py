@@ -1,4 +1,4 @@
-"""A dry run of a config, ``tools/train.py --check``: all of it is built, a few steps are taken, nothing stays behind."""
+"""A dry run of a config, ``tools/train.py --check``: all of it is built and tried in a few steps, and nothing is kept."""
 
 import contextlib
 import math
@@ -67,7 +67,9 @@ def dry_run(cfg: Config) -> list[str]:
         runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, (CheckpointHook, NonFiniteHook))]
         loops = {}
         for split in ('train', 'val', 'test'):
-            if split == 'test' and _same_as_val(cfg):
+            if split == 'test' and cfg.get('test_dataloader') and cfg.test_dataloader == cfg.get('val_dataloader'):
+                with _doing('building the test metrics'):
+                    runner.build_evaluator(cfg.test_evaluator)
                 continue
             with _doing(f'building the {split} data'):
                 loops[split] = getattr(runner, f'{split}_loop')
@@ -111,6 +113,9 @@ def _leave_no_traces(cfg: Config, folder: str) -> list[str]:
     backends = cfg.get('visualizer', {}).get('vis_backends') or []
     backends = backends if isinstance(backends, list) else [backends]
     kept = [backend for backend in backends if str(backend.get('type')).rpartition('.')[2] in LOCAL_BACKENDS]
+    if cfg.get('visualizer'):
+        # Of one name there is one visualizer in a process, with the folder that it was made for.
+        cfg.visualizer.name = cfg.experiment_name
     if backends:
         cfg.visualizer.vis_backends = [{key: value for key, value in one.items() if key != 'save_dir'} for one in kept]
     for split in ('train', 'val', 'test'):
@@ -125,11 +130,6 @@ def _leave_no_traces(cfg: Config, folder: str) -> list[str]:
                 if kind and issubclass(kind, MultiLabelDataset) and dataset.get('cache', True) is True:
                     dataset.cache = osp.isfile(path + '.labels.npz') or folder
     return [str(backend.get('type')) for backend in backends if backend not in kept]
-
-
-def _same_as_val(cfg):
-    # The evaluators may differ, as they do by MultiLabelMetric's table of the classes; that of val is tried.
-    return cfg.get('test_dataloader') is not None and cfg.test_dataloader == cfg.get('val_dataloader')
 
 
 @contextlib.contextmanager
