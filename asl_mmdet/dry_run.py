@@ -1,4 +1,4 @@
-"""A dry run of a config, ``tools/train.py --check``: all of it is built and tried in a few steps, and nothing is kept."""
+"""A dry run of a config, ``tools/train.py --check``: all of it is built and tried in a few steps, nothing is kept."""
 
 import contextlib
 import math
@@ -264,7 +264,8 @@ def _train(runner: Runner) -> _Watch:
         with _doing('training'), contextlib.suppress(_Enough):
             runner.train()
     except DryRunError as error:
-        if not watch.lr and str(error).startswith('training: '):
+        # DataCheckHook looks at the data before the watch sees that training begins.
+        if not watch.lr and not isinstance(error.__cause__, AnnotationError):
             message = str(error).removeprefix('training: ')
             raise DryRunError(f'building the optimizer and its schedule, or loading weights: {message}') from error
         raise
@@ -319,7 +320,8 @@ def _describe_model(runner: Runner, trained: _Watch) -> list[str]:
     wrappers = _wrappers(runner.optim_wrapper)
     optimizers = ', '.join(f'{type(wrapper.optimizer).__name__} in {type(wrapper).__name__}' for wrapper in wrappers)
     lr = ' to '.join(f'{value:.3g}' for value in sorted({trained.lr[0], trained.lr[-1]}))
-    initial = f' (initially {trained.initial_lr:.3g})' if trained.initial_lr != trained.lr[-1] else ''
+    initial = f'{trained.initial_lr:.3g}'
+    initial = f' (initially {initial})' if initial != f'{trained.lr[-1]:.3g}' else ''
     schedulers = runner.param_schedulers or []
     schedulers = schedulers.values() if isinstance(schedulers, dict) else [schedulers]
     schedule = ', '.join(type(one).__name__ for part in schedulers for one in part) or 'no schedule'

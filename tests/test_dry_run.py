@@ -1,5 +1,4 @@
 import json
-import math
 import os
 import re
 import shutil
@@ -87,8 +86,7 @@ def test_a_classifier_is_reported(shapes, tmp_path):
     assert f'positives in a batch {len(labels)}, {fewest} to {max(per_image.values())} an image: ' in report
     listed = next(line for line in lines if 'positives in a batch' in line).rpartition('image: ')[2]
     assert {part.rpartition(' ')[0]: int(part.rpartition(' ')[2]) for part in listed.split(', ')} == counts
-    assert 'inputs (6, 3, 128, 128) float32 in [0, ' not in report
-    assert re.search(r'inputs \(6, 3, 64, 64\) float32 in \[0, [01]', report)
+    assert re.search(r'inputs \(6, 3, 64, 64\) float32 in \[0(\.\d+)?, (1|0\.\d+)\]', report)
     assert 'test        the same as val' in lines
     assert 'ImageClassifier on cpu: 185,814 parameters, 185,814 of them trainable' in report
     # OneCycle begins at a 25th of 0.0025.
@@ -137,15 +135,15 @@ def test_a_stock_config_of_mmdet_is_reported(shapes, tmp_path):
 
 SUSPICIOUS = {
     'frozen': (
-        {'model.backbone.frozen_stages': 4, 'model.backbone.norm_eval': True},
+        {'model.backbone.frozen_stages': 3, 'model.backbone.norm_eval': True},
         'wholly frozen: backbone',
     ),
     'no rate': ({'optim_wrapper.optimizer.lr': 0.0, 'param_scheduler': None}, 'the learning rate is 0'),
     'no gradient': ({'model.head.loss.loss_weight': 0.0}, 'every gradient is 0: nothing is learnt from this batch'),
     'unused': (
         {'model.neck': dict(type='FPN', in_channels=[256], out_channels=256, num_outs=2, add_extra_convs='on_input')},
-        r'4 of \d+ trainable parameters got no gradient: neck.lateral_convs.0.conv.weight, neck.lateral_convs.0.conv.bias, '
-        r'neck.fpn_convs.0.conv.weight, neck.fpn_convs.0.conv.bias; with several processes .*',
+        r'4 of \d+ trainable parameters got no gradient: neck.lateral_convs.0.conv.weight, '
+        r'neck.lateral_convs.0.conv.bias, neck.fpn_convs.0.conv.weight, neck.fpn_convs.0.conv.bias; with .*',
     ),
     'processes': (
         {'auto_scale_lr': dict(enable=False, base_batch_size=12)},
@@ -195,7 +193,7 @@ FAULTS = {
         'building the optimizer and its schedule.*: KeyError: .*Adm',
     ),
     'weights': ({'load_from': 'none.pth'}, 'building the optimizer and its schedule, or loading weights: .*none.pth'),
-    'NaN': ({'model.head.loss.loss_weight': math.nan}, r'step 1: loss is nan. Images: \S+train/000001.png, '),
+    'NaN': ({'model.data_preprocessor.std': [0.0] * 3}, r'step 1: loss is nan. Images: \S+train/000001.png, '),
     'nothing': ({'train_dataloader': None, 'train_cfg': None, 'optim_wrapper': None}, 'no train_cfg'),
 }
 
@@ -223,7 +221,6 @@ def test_iterations_and_no_evaluation(shapes, tmp_path):
     cfg = config_on(
         shapes,
         tmp_path,
-        train_cfg=dict(_delete_=True, type='IterBasedTrainLoop', max_iters=700, val_interval=100),
         param_scheduler=None,
     )
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=700, val_interval=100)
