@@ -295,7 +295,7 @@ def _describe_data(split: str, loader: DataLoader, seen: _Batches) -> list[str]:
     classes = _classes(loader.dataset)
     lines = [
         f'{split:12}{len(loader.dataset):,} images in {len(loader):,} batches of '
-        f'{loader.batch_size or "varying size"}, {loader.num_workers} workers'
+        f'{_batch_size(loader) or "varying size"}, {loader.num_workers} workers'
         + (f'; {len(classes):,} classes' if classes else '')
     ]
     lines += [f'{"":12}inputs {one}' for one in seen.inputs]
@@ -432,13 +432,18 @@ def _suspicious_training(cfg: Config, runner: Runner, trained: _Watch) -> list[s
     if frozen:
         suspicious.append(f'wholly frozen: {", ".join(frozen)}')
     base = cfg.get('auto_scale_lr', {}).get('base_batch_size')
-    batch = runner.train_dataloader.batch_size
+    batch = _batch_size(runner.train_dataloader)
     if base and batch and base != batch and not cfg.auto_scale_lr.get('enable'):
         suspicious.append(
             f'the learning rate is meant for {base} images a step, and one process takes {batch}: train with '
             f'{base / batch:g} processes, or with --auto-scale-lr'
         )
     return suspicious
+
+
+def _batch_size(loader: DataLoader) -> int | None:
+    # With a batch sampler, as mmdet's, the loader itself has none.
+    return getattr(loader.batch_sampler, 'batch_size', None)
 
 
 def _wrappers(optim_wrapper) -> list:
