@@ -87,12 +87,12 @@ def test_boxes_are_drawn_where_the_objects_are(tool):
     rows, columns = np.nonzero(red)
     assert [columns.min(), columns.max(), rows.min(), rows.max()] == pytest.approx([50, 250, 100, 300], abs=4)
     white = picture.min(2) > 150
-    assert white[40:440, 316:325].any() and not white[40:440, 340:420].any()
+    assert white[60:420, 316:325].any() and not white[60:420, 340:420].any()
 
 
 def test_a_training_set_is_drawn(browse, shapes, tmp_path):
     status, output = browse(
-        CLASSIFIER, '--out', tmp_path, '-n', 3, options=['train_dataloader.dataset.pipeline.1.prob=0']
+        CLASSIFIER, '--out', tmp_path, '-n', 3, options=['train_dataloader.dataset.pipeline.1.prob=0.0']
     )
     assert status == 0, output
     # Evenly spread over the 16.
