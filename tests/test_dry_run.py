@@ -189,8 +189,8 @@ FAULTS = {
     'no data': ({'train_dataloader.dataset.ann_file': 'x.json'}, 'building the train data: .*x.json does not exist'),
     'metric': ({'val_evaluator.items': ('mAQ',)}, "building the val data: ValueError: items=.*'mAQ'"),
     'optimizer': (
-        {'optim_wrapper.optimizer.type': 'Adm'},
-        'building the optimizer and its schedule.*: KeyError: .*Adm',
+        {'optim_wrapper.optimizer.lr': -1.0, 'param_scheduler': None},
+        'building the optimizer and its schedule.*: .*rate: -1.0',
     ),
     'weights': ({'load_from': 'none.pth'}, 'building the optimizer and its schedule, or loading weights: .*none.pth'),
     'NaN': ({'model.data_preprocessor.std': [0.0] * 3}, r'step 1: loss is nan. Images: \S+train/000001.png, '),
