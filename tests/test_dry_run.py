@@ -171,7 +171,7 @@ def test_what_is_suspicious_in_data_and_work_dir(shapes, tmp_path):
     (tmp_path / 'work').mkdir()
     (tmp_path / 'work/epoch_1.pth').touch()
     cfg = config_on(data, tmp_path)
-    cfg.train_dataloader.dataset.update(ann_file='annotations/val.json', data_prefix=dict(img='val/'))
+    cfg.train_dataloader.dataset.update(ann_file='annotations/val.json', data_prefix=dict(img_path='val/'))
     with pytest.raises(DryRunError, match='training: 6 images of .*val.json .* are also in .*val.json'):
         dry_run(cfg)
     cfg.custom_hooks = []
