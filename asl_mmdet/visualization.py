@@ -46,13 +46,14 @@ class MultiLabelVisualizer(Visualizer):
         """Write predicted labels with their probabilities, the most probable first, and below them missed true labels.
 
         With ground truth, right predictions are green, wrong ones red, missed ones orange, and unknown ones white;
-        without it all are white.
+        without it all are white. Ground truth alone: positive classes in green, then those that are known to be absent
+        and the unknown ones, which say so.
 
         Args:
             name: of the window, and of the image for the backends.
             image: (H, W, 3) RGB, uint8.
             draw_gt: compare with ``gt_label``, where the sample has it.
-            draw_pred: write ``pred_label``.
+            draw_pred: write ``pred_label``, and what is missed.
             pred_score_thr: predictions of a lower probability are not written.
             show: open a window for ``wait_time`` seconds, 0 until a key is pressed.
             out_file: where the picture is written; without, and without ``show``, it goes to the backends.
@@ -86,9 +87,11 @@ class MultiLabelVisualizer(Visualizer):
     def _lines(
         self, sample: MultiLabelDataSample, draw_gt: bool, draw_pred: bool, pred_score_thr: float
     ) -> list[tuple[str, str]]:
+        if not draw_pred:
+            return self._ground_truth(sample) if draw_gt else []
         scores = sample.get('pred_score')
         predicted = []
-        if draw_pred and scores is not None:
+        if scores is not None:
             scores = scores.tolist()
             predicted = [label for label in sample.pred_label.tolist() if scores[label] >= pred_score_thr]
             predicted.sort(key=lambda label: -scores[label])
@@ -104,7 +107,21 @@ class MultiLabelVisualizer(Visualizer):
             color = CORRECT if label in positive else WRONG if judged and label not in unknown else UNJUDGED
             lines.append((text(label), color))
         missed = sorted(positive - set(predicted))
-        return lines + [(f'missed: {text(label)}' if draw_pred else text(label), MISSED) for label in missed]
+        return lines + [(f'missed: {text(label)}', MISSED) for label in missed]
+
+    def _ground_truth(self, sample: MultiLabelDataSample) -> list[tuple[str, str]]:
+        lines = []
+        for name, what, color in (
+            ('gt_label', '', CORRECT),
+            ('gt_negative', 'absent: ', WRONG),
+            ('gt_unknown', 'unknown: ', UNJUDGED),
+        ):
+            labels = sample.get(name)
+            lines += [(what + self.class_name(label), color) for label in ([] if labels is None else labels.tolist())]
+        weight = sample.get('untagged_weight', 1.0)
+        if weight < 1:
+            lines.append(('others unknown' if weight == 0 else f'others absent with weight {weight:g}', UNJUDGED))
+        return lines
 
     def class_name(self, label: int) -> str:
         classes: Sequence[str] = (self.dataset_meta or {}).get('classes') or ()

@@ -54,7 +54,8 @@ def test_predictions_are_judged_by_ground_truth(visualizer, lines):
     'kwargs, expected',
     [
         (dict(draw_gt=False), [('dog 0.90', UNJUDGED), ('cat 0.60', UNJUDGED)]),
-        (dict(draw_pred=False), [('cat 0.60', MISSED), ('sky 0.10', MISSED)]),
+        (dict(draw_pred=False), [('cat', CORRECT), ('sky', CORRECT)]),
+        (dict(draw_pred=False, draw_gt=False), []),
         (dict(pred_score_thr=0.7), [('dog 0.90', WRONG), ('missed: cat 0.60', MISSED), ('missed: sky 0.10', MISSED)]),
     ],
 )
@@ -63,6 +64,18 @@ def test_what_is_written_can_be_chosen(visualizer, lines, kwargs, expected):
         '', IMAGE, sample(gt_label=[0, 3], pred_label=[0, 1], pred_score=[0.6, 0.9, 0.7, 0.1]), **kwargs
     )
     assert [line[:2] for line in lines] == expected
+
+
+def test_ground_truth_alone_says_what_is_unknown(visualizer, lines):
+    partial = sample(gt_label=[3], gt_negative=[0], gt_unknown=[2])
+    visualizer.add_datasample('', IMAGE, partial, draw_pred=False)
+    expected = [('sky', CORRECT), ('absent: cat', WRONG), ('unknown: tree', UNJUDGED)]
+    assert [line[:2] for line in lines] == expected
+    for weight, text in ((0.0, 'others unknown'), (0.25, 'others absent with weight 0.25')):
+        lines.clear()
+        partial.set_metainfo(dict(untagged_weight=weight))
+        visualizer.add_datasample('', IMAGE, partial, draw_pred=False)
+        assert [line[:2] for line in lines] == [*expected, (text, UNJUDGED)]
 
 
 def test_without_ground_truth_nothing_is_judged(visualizer, lines):

@@ -1,6 +1,7 @@
 """Train what a config describes, detector or classifier."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from mmdet.utils import setup_cache_size_limit_of_dynamo
@@ -14,6 +15,7 @@ from asl_mmdet.command_line import (
     make_resumable,
     stop_at_non_finite,
 )
+from asl_mmdet.dry_run import DryRunError, dry_run
 
 
 def main() -> None:
@@ -32,7 +34,14 @@ def main() -> None:
         metavar='CHECKPOINT',
         help='go on from CHECKPOINT or, without one, from the latest intact one of the work dir, where there is any',
     )
+    parser.add_argument(
+        '--check',
+        action='store_true',
+        help='build everything, take a few steps, report on data, model, memory and time, and leave nothing behind',
+    )
     args = parser.parse_args()
+    if args.check and (args.resume or args.launcher != 'none'):
+        parser.error('--check tries the beginning of a run in one process: leave out --resume and --launcher')
 
     setup_cache_size_limit_of_dynamo()
     cfg = load_config(args)
@@ -51,6 +60,12 @@ def main() -> None:
         begun = any(path.suffix == '.pth' or path.name == 'last_checkpoint' for path in Path(cfg.work_dir).glob('*'))
         if begun or not cfg.get('load_from'):
             cfg.resume, cfg.load_from = True, None
+    if args.check:
+        try:
+            print('\n'.join(dry_run(cfg)), '\nfit to be trained', sep='')
+        except DryRunError as error:
+            sys.exit(f'{args.config} is not fit to be trained: {error}')
+        return
     make_resumable(cfg)
     stop_at_non_finite(cfg)
     with exit_on_known_faults():

@@ -43,7 +43,7 @@ def guard_detection_data(dataloader: ConfigDict, evaluators: Sequence[ConfigDict
         AnnotationError: see ``check_coco_detection``, or a file is missing.
     """
     checked = set()
-    for dataset in _leaves(dataloader.dataset):
+    for dataset in leaf_configs(dataloader.dataset):
         kind = DATASETS.get(dataset.type) if isinstance(dataset.type, str) else dataset.type
         if kind is None or issubclass(kind, MultiLabelDataset):
             continue
@@ -161,10 +161,10 @@ def _is_number(value) -> bool:
     )
 
 
-def _leaves(dataset: ConfigDict) -> Iterator[ConfigDict]:
+def leaf_configs(dataset: ConfigDict) -> Iterator[ConfigDict]:
     """The data sets within wrappers (``ConcatDataset``, ``RepeatDataset``, ...)."""
     inner = dataset.get('datasets') or ([dataset.dataset] if 'dataset' in dataset else None)
     if inner is None:
         yield dataset
     for one in inner or ():
-        yield from _leaves(one)
+        yield from leaf_configs(one)

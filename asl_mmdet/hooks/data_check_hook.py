@@ -57,7 +57,7 @@ def check_num_classes(model: nn.Module, dataset: BaseDataset) -> None:
         for name, module in model.named_modules()
         if re.search(r'(^|\.)(?!rpn_head|semantic_head)\w*head$', name) and hasattr(module, 'num_classes')
     }
-    for part in _leaves(dataset):
+    for part in leaf_datasets(dataset):
         classes = part.metainfo.get('classes')
         for name, head in heads.items():
             if classes is not None and head.num_classes != len(classes):
@@ -85,11 +85,11 @@ class DataCheckHook(Hook):
         check_num_classes(runner.model, runner.test_dataloader.dataset)
 
 
-def _leaves(dataset) -> list[BaseDataset]:
+def leaf_datasets(dataset) -> list[BaseDataset]:
     """The data sets within wrappers (``ConcatDataset``, ``RepeatDataset``, ...)."""
     inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
     if inner != [None]:
-        return [leaf for one in inner for leaf in _leaves(one)]
+        return [leaf for one in inner for leaf in leaf_datasets(one)]
     if not isinstance(dataset, BaseDataset):
         return []
     dataset.full_init()
@@ -97,7 +97,7 @@ def _leaves(dataset) -> list[BaseDataset]:
 
 
 def _multi_label(dataset) -> list[MultiLabelDataset]:
-    return [leaf for leaf in _leaves(dataset) if isinstance(leaf, MultiLabelDataset)]
+    return [leaf for leaf in leaf_datasets(dataset) if isinstance(leaf, MultiLabelDataset)]
 
 
 def _folder(dataset) -> str:

@@ -1,0 +1,246 @@
+import json
+import os
+import re
+import shutil
+from collections import Counter
+
+import pytest
+from mmengine.config import Config
+
+from asl_mmdet.dry_run import DryRunError, dry_run
+from tests.conftest import ROOT, run_tool
+
+CLASSIFIER = ROOT / 'configs/multi_label/tresnet-narrow_asl_shapes.py'
+DETECTOR = ROOT / 'configs/fcos/fcos_tresnet-narrow_fpn_asl_shapes.py'
+CLASSES = ('circle', 'ring', 'square', 'triangle', 'star', 'cross')
+
+
+def config_on(shapes, tmp_path, file=CLASSIFIER, **options):
+    """Six images a step of training, in the order of the file."""
+    cfg = Config.fromfile(file)
+    cfg.work_dir = str(tmp_path / 'work')
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].update(num_workers=0, persistent_workers=False)
+        cfg[f'{split}_dataloader'].dataset.data_root = f'{shapes}/'
+        if 'ann_file' in cfg[f'{split}_evaluator'] if split != 'train' else False:
+            cfg[f'{split}_evaluator'].ann_file = f'{shapes}/annotations/val.json'
+    cfg.train_dataloader.update(batch_size=6)
+    cfg.train_dataloader.sampler.shuffle = False
+    cfg.merge_from_dict(options)
+    return cfg
+
+
+def snapshot(*folders):
+    return {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob('*')}
+
+
+def suspicions(lines):
+    return [line.removeprefix('suspicious  ') for line in lines if line.startswith('suspicious')]
+
+
+def boxes_of_first_images(shapes, number):
+    content = json.loads((shapes / 'annotations/train.json').read_text())
+    first = {entry['id'] for entry in content['images'][:number]}
+    return [(a['image_id'], CLASSES[a['category_id'] - 1]) for a in content['annotations'] if a['image_id'] in first]
+
+
+def test_check_is_an_option_of_train_and_leaves_nothing_behind(shapes, tmp_path):
+    data = tmp_path / 'data'
+    shutil.copytree(shapes, data)
+    (tmp_path / 'tmp').mkdir()
+    config = tmp_path / 'mine.py'
+    options = [f"{split}_dataloader=dict(dataset=dict(data_root='{data}/'))" for split in ('train', 'val', 'test')]
+    config.write_text('\n'.join([f"_base_ = '{CLASSIFIER}'", *options]))
+    before = snapshot(tmp_path)
+    train = ROOT / 'tools/train.py'
+    done = run_tool(train, config, '--check', cwd=tmp_path, env=dict(TMPDIR=str(tmp_path / 'tmp')))
+    assert done.returncode == 0 and done.stdout.endswith('\nfit to be trained\n'), done.stdout
+    assert re.search(r'^train +16 images in 2 batches of 8, 2 workers; 6 classes$', done.stdout, re.M)
+    assert re.search(r'^val +6 images in 1 batches of 32', done.stdout, re.M)
+    assert {path: time for path, time in snapshot(tmp_path).items() if not path.is_dir()} == {
+        path: time for path, time in before.items() if not path.is_dir()
+    }
+    assert snapshot(tmp_path).keys() == before.keys()
+
+
+def test_check_of_what_cannot_be_trained_ends_in_one_line(shapes, tmp_path):
+    options = ('train_dataloader.dataset.data_root=nowhere/',)
+    done = run_tool('tools/train.py', CLASSIFIER, '--check', '--cfg-options', *options)
+    assert done.returncode == 1 and 'Traceback' not in done.stdout
+    assert re.search(
+        r'\S+shapes.py is not fit to be trained: .*: nowhere/annotations/train.json does not exist',
+        done.stdout.strip().splitlines()[-1],
+    ), done.stdout
+
+
+def test_a_classifier_is_reported(shapes, tmp_path):
+    cfg = config_on(shapes, tmp_path)
+    given = cfg.to_dict()
+    lines = dry_run(cfg)
+    report = '\n'.join(lines)
+    assert cfg.to_dict() == given and not (tmp_path / 'work').exists()
+    labels = set(boxes_of_first_images(shapes, 6))
+    per_image = Counter(image for image, _ in labels)
+    counts = Counter(name for _, name in labels)
+    fewest = min(per_image.values()) if len(per_image) == 6 else 0
+    assert f'positives in a batch {len(labels)}, {fewest} to {max(per_image.values())} an image: ' in report
+    listed = next(line for line in lines if 'positives in a batch' in line).rpartition('image: ')[2]
+    assert {part.rpartition(' ')[0]: int(part.rpartition(' ')[2]) for part in listed.split(', ')} == counts
+    assert re.search(r'inputs \(6, 3, 64, 64\) float32 in \[0(\.\d+)?, (1|0\.\d+)\]', report)
+    assert 'test        the same as val' in lines
+    assert 'ImageClassifier on cpu: 185,814 parameters, 185,814 of them trainable' in report
+    # OneCycle begins at a 25th of 0.0025.
+    assert 'AdamW in OptimWrapper, lr 0.0001 at the first step, ScalableOneCycleLR' in report
+    assert 'a batch of 6 images gives multi-label/mAP, ' in report
+    assert re.search(r'memory +\d+\.\d\d GiB', report)
+    assert re.search(r'time +\d\.\d{3} s a step \(median of 2 behind the first\)', report)
+    assert re.search(r' an epoch, 54 steps, 3 evaluations of ', report)
+
+
+def test_a_detector_is_reported(shapes, tmp_path):
+    report = '\n'.join(dry_run(config_on(shapes, tmp_path, DETECTOR)))
+    boxes = boxes_of_first_images(shapes, 6)
+    name, count = min(Counter(name for _, name in boxes).items(), key=lambda item: (-item[1], CLASSES.index(item[0])))
+    assert f'positives in a batch {len(boxes)}, ' in report and f'an image: {name} {count}' in report
+    assert re.search(r'losses +loss [\d.]+, loss_cls [\d.]+, loss_bbox [\d.]+, loss_centerness [\d.]+; after 2', report)
+    assert 'FCOS on cpu' in report and 'evaluation  a batch of 6 images gives' in report
+
+
+def test_a_stock_config_of_mmdet_is_reported(shapes, tmp_path):
+    file = tmp_path / 'retinanet.py'
+    file.write_text(
+        "_base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'\n"
+        f'_data = dict(metainfo=dict(classes={CLASSES}))\n'
+        'model = dict(backbone=dict(init_cfg=None), bbox_head=dict(num_classes=6))\n'
+        "train_dataloader = dict(dataset=dict(**_data, ann_file='annotations/train.json', "
+        "data_prefix=dict(img='train/')))\n"
+        "val_dataloader = dict(dataset=dict(**_data, ann_file='annotations/val.json', data_prefix=dict(img='val/')))\n"
+        "test_dataloader = val_dataloader\nval_evaluator = dict(outfile_prefix='results/val')\n"
+    )
+    cfg = config_on(shapes, tmp_path, file, **{'train_dataloader.batch_size': 2})
+    for split in ('train', 'val', 'test'):
+        for transform in cfg[f'{split}_dataloader'].dataset.pipeline:
+            if transform.type == 'Resize':
+                transform.scale = (64, 64)
+    lines = dry_run(cfg)
+    report = '\n'.join(lines)
+    assert 'RetinaNet on cpu' in report and 'loss_cls' in report
+    assert 'SGD in OptimWrapper, lr 1e-05 at the first step (initially 0.01), LinearLR, MultiStepLR' in report
+    # What mmdet's tools do not look at.
+    assert suspicions(lines)[-1] == (
+        'the learning rate is meant for 16 images a step, and one process takes 2: train with 8 processes, or with '
+        '--auto-scale-lr'
+    )
+
+
+SUSPICIOUS = {
+    'frozen': (
+        {'model.backbone.frozen_stages': 3, 'model.backbone.norm_eval': True},
+        'wholly frozen: backbone',
+    ),
+    'no rate': ({'optim_wrapper.optimizer.lr': 0.0, 'param_scheduler': None}, 'the learning rate is 0'),
+    'no gradient': ({'model.head.loss.loss_weight': 0.0}, 'every gradient is 0: nothing is learnt from this batch'),
+    'unused': (
+        {'model.neck': dict(type='FPN', in_channels=[256], out_channels=256, num_outs=2, add_extra_convs='on_input')},
+        r'4 of \d+ trainable parameters got no gradient: neck.lateral_convs.0.conv.weight, '
+        r'neck.lateral_convs.0.conv.bias, neck.fpn_convs.0.conv.weight, neck.fpn_convs.0.conv.bias; with .*',
+    ),
+    'processes': (
+        {'auto_scale_lr': dict(enable=False, base_batch_size=12)},
+        'the learning rate is meant for 12 images a step, and one process takes 6: train with 2 processes, or with '
+        '--auto-scale-lr',
+    ),
+}
+
+
+@pytest.mark.parametrize('what', SUSPICIOUS)
+def test_what_is_suspicious_in_training(shapes, tmp_path, what):
+    options, expected = SUSPICIOUS[what]
+    (line,) = suspicions(dry_run(config_on(shapes, tmp_path, **options)))
+    assert re.fullmatch(expected, line)
+
+
+def test_what_is_suspicious_in_data_and_work_dir(shapes, tmp_path):
+    """A class of which there is nothing, the same images in both splits, and a run that was begun."""
+    data = tmp_path / 'data'
+    shutil.copytree(shapes, data)
+    path = data / 'annotations/val.json'
+    content = json.loads(path.read_text())
+    content['annotations'] = [entry for entry in content['annotations'] if entry['category_id'] != 2]
+    path.write_text(json.dumps(content))
+    (tmp_path / 'work').mkdir()
+    (tmp_path / 'work/epoch_1.pth').touch()
+    cfg = config_on(data, tmp_path)
+    cfg.train_dataloader.dataset.update(ann_file='annotations/val.json', data_prefix=dict(img_path='val/'))
+    with pytest.raises(DryRunError, match='training: 6 images of .*val.json .* are also in .*val.json'):
+        dry_run(cfg)
+    cfg.custom_hooks = []
+    missing, other, overlap, begun = suspicions(dry_run(cfg))
+    assert (missing, other) == ('train: no image has ring', 'val: no image has ring')
+    assert re.search('6 images of .*val.json .* are also in', overlap)
+    assert begun.startswith(f'{tmp_path}/work holds checkpoints')
+    assert [path.name for path in (tmp_path / 'work').iterdir()] == ['epoch_1.pth']
+
+
+FAULTS = {
+    'model': ({'model.head.num_class': 3}, r"building the model, .*: TypeError: .*'num_class'.* \(\S+.py, line \d+\)"),
+    'type': ({'model.backbone.type': 'TResNot'}, 'building the model, .*: KeyError: .*TResNot'),
+    'head': ({'model.head.num_classes': 5}, 'training: .*has 6 classes .* num_classes=5'),
+    'no data': ({'train_dataloader.dataset.ann_file': 'x.json'}, 'building the train data: .*x.json does not exist'),
+    'metric': ({'val_evaluator.items': ('mAQ',)}, "building the val data: ValueError: items=.*'mAQ'"),
+    'optimizer': (
+        {'optim_wrapper.optimizer.lr': -1.0, 'param_scheduler': None},
+        'building the optimizer and its schedule.*: .*rate: -1.0',
+    ),
+    'weights': ({'load_from': 'none.pth'}, 'building the optimizer and its schedule, or loading weights: .*none.pth'),
+    'NaN': ({'model.data_preprocessor.std': [0.0] * 3}, r'step 1: loss is nan. Images: \S+train/000001.png, '),
+    'nothing': ({'train_dataloader': None, 'train_cfg': None, 'optim_wrapper': None}, 'no train_cfg'),
+}
+
+
+@pytest.mark.parametrize('what', FAULTS)
+def test_what_cannot_be_trained_is_told_in_one_line(shapes, tmp_path, what):
+    options, message = FAULTS[what]
+    with pytest.raises(DryRunError, match=message) as error:
+        dry_run(config_on(shapes, tmp_path, **options))
+    assert '\n' not in str(error.value)
+    assert not (tmp_path / 'work').exists() and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_picture_that_cannot_be_read_is_named(shapes, tmp_path, workers):
+    data = tmp_path / 'data'
+    shutil.copytree(shapes, data)
+    (data / 'val/000001.png').write_bytes(b'')
+    cfg = config_on(data, tmp_path, **{'val_dataloader.num_workers': workers})
+    with pytest.raises(DryRunError, match=r'^evaluating a batch: \S+/val/000001.png of .* cannot be read: the file is'):
+        dry_run(cfg)
+
+
+def test_iterations_and_no_evaluation(shapes, tmp_path):
+    cfg = config_on(
+        shapes,
+        tmp_path,
+        param_scheduler=None,
+    )
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=700, val_interval=100)
+    cfg.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=False)
+    report = '\n'.join(dry_run(cfg))
+    assert re.search(r'700 steps, 7 evaluations of ', report) and 'an epoch' not in report
+    for split in ('val', 'test'):
+        for key in ('dataloader', 'evaluator', 'cfg'):
+            cfg[f'{split}_{key}'] = None
+    cfg.custom_hooks = []
+    lines = dry_run(cfg)
+    assert 'evaluation  none: the config has no val_cfg' in lines and not [line for line in lines if line[:3] == 'val']
+    assert re.search(r' 700 steps: [\d:.]+( s)? in all', '\n'.join(lines))
+
+
+def test_backends_that_write_elsewhere_are_not_started(shapes, tmp_path):
+    cfg = config_on(shapes, tmp_path)
+    cfg.visualizer.vis_backends = [
+        dict(type='LocalVisBackend', save_dir=str(tmp_path / 'elsewhere')),
+        dict(type='WandbVisBackend', init_kwargs=dict(project='mine')),
+    ]
+    assert 'not started WandbVisBackend: they would write elsewhere' in dry_run(cfg)
+    assert os.listdir(tmp_path) == []
