@@ -51,7 +51,7 @@ class Browser:
             message = json.loads(entry['message'])['message']
             if message['method'] == 'Network.requestWillBeSent':
                 url = message['params']['request']['url']
-                if not url.startswith(('file:', 'data:', 'blob:', 'about:')):
+                if not url.startswith(('file:', 'data:', 'blob:', 'about:', 'chrome:')):
                     found.append(f'request: {url}')
         return found
 
