@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-BIN_EDGES = np.linspace(0, 1, 21)
+BIN_EDGES = np.array([i / 20 for i in range(21)])
 _NEAR_0 = (0, 0.001, 0.002, 0.005)
 _NEAR_1 = (0.995, 0.998, 0.999)
 FINE = np.array([*_NEAR_0, *(i / 100 for i in range(1, 100)), *_NEAR_1])

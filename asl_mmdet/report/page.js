@@ -68,7 +68,7 @@ function chart(host, { title, x, y, series, mark, logarithmic, names, pick, togg
   const legend = node('div', { class: toggles ? 'legend toggles' : 'legend' });
   const readout = node('div', { class: 'readout' });
   const shown = series.filter((one) => !one.hidden && one.y.length);
-  const height = 250, left = 56, right = 12, top = 8, bottom = 42;
+  const height = 250, left = 64, right = 12, top = 8, bottom = 42;
   const width = Math.max(host.clientWidth, 260);
   const svg = shape('svg', { viewBox: `0 0 ${width} ${height}`, height, role: 'img', 'aria-label': title });
   const finite = (axis) => shown.flatMap((one) => one[axis]).filter((value) => value !== null && isFinite(value));
@@ -78,14 +78,16 @@ function chart(host, { title, x, y, series, mark, logarithmic, names, pick, togg
     let high = wanted.max ?? values.reduce((a, b) => Math.max(a, b), -Infinity);
     if (!isFinite(low) || !isFinite(high)) [low, high] = [0, 1];
     if (low === high) [low, high] = low === 0 ? [0, 1] : [low - Math.abs(low) / 2, low + Math.abs(low) / 2];
-    return [low, high];
+    const [first, second] = ticks(low, high, 5), size = second - first;
+    if (axis === 'x' || logarithmic) return [low, high];
+    return [wanted.min ?? Math.floor(low / size + 1e-9) * size, wanted.max ?? Math.ceil(high / size - 1e-9) * size];
   };
   const [x0, x1] = range('x', x), [y0, y1] = range('y', y);
   const raise = (value) => (logarithmic ? Math.log10(1 + value) : value);
   const px = (value) => left + ((value - x0) / (x1 - x0)) * (width - left - right);
   const py = (value) => height - bottom - ((raise(value) - raise(y0)) / (raise(y1) - raise(y0))) * (height - top - bottom);
   let levels = ticks(y0, y1, 5);
-  if (logarithmic) levels = [0, 1, ...Array.from({ length: Math.floor(Math.log10(y1) + 1e-9) }, (_, i) => 10 ** (i + 1))].filter((level) => level <= y1);
+  if (logarithmic) levels = [0, ...Array.from({ length: 16 }, (_, i) => 10 ** i), y1].filter((level) => level === y1 || level < y1 / 1.6);
   for (const level of levels) {
     svg.append(shape('line', { x1: left, x2: width - right, y1: py(level), y2: py(level), stroke: '#e6eaee' }));
     svg.append(shape('text', { x: left - 6, y: py(level) + 4, 'text-anchor': 'end' }, level >= 10000 ? level.toExponential(0).replace('+', '') : brief(level)));
@@ -96,7 +98,11 @@ function chart(host, { title, x, y, series, mark, logarithmic, names, pick, togg
   }
   svg.append(shape('line', { x1: left, x2: width - right, y1: height - bottom, y2: height - bottom, stroke: '#8c959f' }));
   svg.append(shape('text', { x: (left + width - right) / 2, y: height - 6, 'text-anchor': 'middle' }, x.label));
-  svg.append(shape('text', { transform: `translate(13 ${(top + height - bottom) / 2}) rotate(-90)`, 'text-anchor': 'middle' }, y.label));
+  svg.append(shape('text', { transform: `translate(12 ${(top + height - bottom) / 2}) rotate(-90)`, 'text-anchor': 'middle' }, y.label));
+  // What lies beyond the axes is cut off, but for half a dot.
+  const inside = shape('svg', { x: left - 5, y: top - 5, width: width - left - right + 10, height: height - top - bottom + 10,
+    viewBox: `${left - 5} ${top - 5} ${width - left - right + 10} ${height - top - bottom + 10}`, style: 'overflow: hidden' });
+  svg.append(inside);
   series.forEach((one, i) => {
     const colour = one.colour || COLOURS[i % COLOURS.length];
     const key = node('span', {}, node('i'), one.name);
@@ -107,10 +113,13 @@ function chart(host, { title, x, y, series, mark, logarithmic, names, pick, togg
     if (one.hidden || !one.y.length) return;
     if (one.kind === 'bars') {
       const path = one.y.map((value, j) => `M${px(one.x[j])} ${py(0)}V${py(value)}H${px(one.x[j + 1])}V${py(0)}Z`).join('');
-      svg.append(shape('path', { d: path, fill: colour, 'fill-opacity': 0.25, stroke: colour, 'stroke-width': one.y.length > 300 ? 0 : 1 }));
+      inside.append(shape('path', { d: path, fill: colour, 'fill-opacity': 0.25, stroke: colour, 'stroke-width': one.y.length > 300 ? 0 : 1 }));
+      const wide = px(one.x[1]) - px(one.x[0]);
+      if (names && wide > 12) one.y.forEach((_, j) => inside.append(shape('text',
+        { transform: `translate(${px(one.x[j]) + wide / 2 + 4} ${height - bottom - 6}) rotate(-90)`, class: 'name' }, names[j].slice(0, 28))));
     } else if (one.kind === 'dots') {
       one.y.forEach((value, j) => {
-        if (value !== null && one.x[j] !== null) svg.append(shape('circle', { cx: px(one.x[j]), cy: py(value), r: 4, fill: colour, 'fill-opacity': 0.45 }));
+        if (value !== null && one.x[j] !== null) inside.append(shape('circle', { cx: px(one.x[j]), cy: py(value), r: 4, fill: colour, 'fill-opacity': 0.45 }));
       });
     } else {
       let path = '', pen = 'M';
@@ -119,11 +128,11 @@ function chart(host, { title, x, y, series, mark, logarithmic, names, pick, togg
         path += `${pen}${px(one.x[j]).toFixed(1)} ${py(value).toFixed(1)}`;
         pen = 'L';
       });
-      svg.append(shape('path', { d: path, fill: 'none', stroke: colour, 'stroke-width': 2, 'stroke-linejoin': 'round', 'stroke-dasharray': one.dash || 'none' }));
-      if (one.y.length === 1 && one.y[0] !== null) svg.append(shape('circle', { cx: px(one.x[0]), cy: py(one.y[0]), r: 3.5, fill: colour }));
+      inside.append(shape('path', { d: path, fill: 'none', stroke: colour, 'stroke-width': 2, 'stroke-linejoin': 'round', 'stroke-dasharray': one.dash || 'none' }));
+      if (one.y.length === 1 && one.y[0] !== null) inside.append(shape('circle', { cx: px(one.x[0]), cy: py(one.y[0]), r: 3.5, fill: colour }));
     }
   });
-  if (mark !== undefined) svg.append(shape('line', { x1: px(mark), x2: px(mark), y1: top, y2: height - bottom, stroke: '#1b1f24', 'stroke-dasharray': '4 3' }));
+  if (mark !== undefined) inside.append(shape('line', { x1: px(mark), x2: px(mark), y1: top, y2: height - bottom, stroke: '#1b1f24', 'stroke-dasharray': '4 3' }));
   const nearest = (event) => {
     const box = svg.getBoundingClientRect();
     const mx = ((event.clientX - box.left) * width) / box.width, my = event.clientY - box.top;
@@ -173,11 +182,13 @@ function drawDecision() {
   const every = curves.thresholds.map((_, t) => decision(chosen, t));
   const axis = { label: 'threshold (score)', min: 0, max: 1 };
   const rate = { label: '%', min: 0, max: 100 };
-  const line = (label, key) => ({ name: label, x: curves.thresholds, y: every.map((one) => (isFinite(one[key]) ? 100 * one[key] : null)) });
+  const line = (label, key) => ({ name: label, x: curves.thresholds, y: every.map((one) => (isFinite(one[key]) && (key !== 'precision' || one.tp + one.fp) ? 100 * one[key] : null)) });
   draw('by-threshold', { title: `Precision, recall and F1, ${name}`, x: axis, y: rate, mark: threshold,
     series: [line('precision', 'precision'), line('recall', 'recall'), line('F1', 'f1')] });
-  draw('cost', { title: `Cost, ${name}`, x: axis, y: { label: 'cost (false positives)', min: 0 }, mark: threshold,
-    logarithmic: true, series: [
+  // Predicting nothing costs all positives; what costs far more than that is out of the picture.
+  const dearest = every.reduce((most, one) => Math.max(most, one.cost), 0), nothing = state.ratio * (now.tp + now.fn);
+  draw('cost', { title: `Cost, ${name}`, x: axis, y: { label: 'cost (false positives)', min: 0, max: (nothing && Math.min(dearest, 2 * nothing)) || dearest || 1 }, mark: threshold,
+    series: [
       { name: 'cost', x: curves.thresholds, y: every.map((one) => one.cost), colour: '#1b1f24' },
       { name: 'false positives', x: curves.thresholds, y: every.map((one) => one.fp), colour: COLOURS[1], dash: '5 3' },
       { name: 'missed, weighted', x: curves.thresholds, y: every.map((one) => state.ratio * one.fn), colour: COLOURS[3], dash: '5 3' }] });
@@ -274,12 +285,10 @@ function drawGap() {
 }
 function drawTraining() {
   $('training-text').textContent = data.training.text;
-  $('training-charts').replaceChildren();
-  for (const panel of data.training.charts) {
-    const host = node('div', { class: 'chart' });
-    $('training-charts').append(host);
-    chart(host, { title: panel.title, x: { label: panel.x }, y: { label: panel.y }, series: panel.series, toggles: panel.series.length > 1 });
-  }
+  const hosts = data.training.charts.map(() => node('div', { class: 'chart' }));
+  $('training-charts').replaceChildren(...hosts);
+  data.training.charts.forEach((panel, i) => chart(hosts[i], { title: panel.title, x: { label: panel.x }, y: { label: panel.y },
+    series: panel.series, toggles: panel.series.length > 1 }));
 }
 const isPredicted = (score) => score >= curves.thresholds[state.at];
 function verdict(score, truth) {

@@ -13,7 +13,6 @@ import cv2
 import mmcv
 import numpy as np
 from mmengine.fileio import get
-from rich.progress import track
 
 from ..evaluation.score_curves import BIN_EDGES, FEW_POINTS, MAX_FINE_CLASSES, POINTS, PrecisionRecall
 from ..training_log import TrainingLogError, is_training, logged_lines
@@ -24,6 +23,8 @@ from .evaluation import Evaluation, Picture
 THUMBNAIL, QUALITY = 320, 80
 # Points of a training curve, as many series in a chart as are drawn before one is clicked, tiles of metrics.
 MAX_STEPS, MAX_SERIES, MAX_METRICS = 400, 6, 24
+# Charts of training come first by what their y-axis shows.
+FIRST = {axis: i for i, axis in enumerate(('loss', 'probability', 'value', 'learning rate'))}
 NOT_DRAWN = ('step', 'iter', 'epoch', 'time', 'data_time', 'memory', 'base_lr')
 
 
@@ -48,11 +49,8 @@ def write_report(
         curves=_curves(evaluation),
         overall=_overall(evaluation),
         training=training_charts(checkpoint.parent),
-        pictures=dict(worst=[], best=[]),
+        pictures=dict(worst=[_picture(one) for one in evaluation.worst], best=[_picture(one) for one in evaluation.best]),
     )
-    which = [('worst', picture) for picture in evaluation.worst] + [('best', picture) for picture in evaluation.best]
-    for end, picture in track(which, description='Pictures of the report'):
-        data['pictures'][end].append(_picture(picture))
     here = Path(__file__).parent
     script = (here / 'page.js').read_text(encoding='utf-8')
     page = (here / 'page.html').read_text(encoding='utf-8')
@@ -94,14 +92,15 @@ def training_charts(folder: Path) -> dict:
     groups: dict[tuple[str, str, str], dict[str, list]] = {}
     for line in lines:
         for name, value in line.items():
-            if name in NOT_DRAWN or isinstance(value, bool) or not isinstance(value, (int, float)):
+            if name in NOT_DRAWN or _is_of_one_class(name) or not isinstance(value, (int, float)):
                 continue
-            key = _group(name, is_training(line), by_epoch)
-            groups.setdefault(key, {}).setdefault(name, []).append((line.get('step'), value))
+            key, label = _chart_of(name, is_training(line), by_epoch)
+            groups.setdefault(key, {}).setdefault(label, []).append((line.get('step'), value))
     charts = []
-    for (title, x, y), series in groups.items():
+    for (title, x, y), series in sorted(groups.items(), key=lambda group: FIRST.get(group[0][2], len(FIRST))):
         drawn = [
-            dict(name=name, hidden=i >= MAX_SERIES, **_thinned(points)) for i, (name, points) in enumerate(series.items())
+            dict(name=name, hidden=i >= MAX_SERIES, **_thinned(points))
+            for i, (name, points) in enumerate(series.items())
         ]
         charts.append(dict(title=title, x=x, y=y, series=drawn))
     text = (
@@ -111,20 +110,23 @@ def training_charts(folder: Path) -> dict:
     return dict(text=text, charts=charts)
 
 
-def _group(name: str, trains: bool, by_epoch: bool) -> tuple[str, str, str]:
-    """Title and axes of the chart that a scalar belongs to."""
+def _chart_of(name: str, trains: bool, by_epoch: bool) -> tuple[tuple[str, str, str], str]:
+    """Title and axes of the chart that a scalar belongs to, and what it is called there."""
+    prefix, _, last = name.rpartition('/')
     if not trains:
-        prefix, _, metric = name.rpartition('/')
-        kind = 'classes' if metric.startswith(('AP_', 'best_thr_')) or metric.endswith('_precision') else 'metrics'
-        return f'Validation, {kind} of {prefix or "the log"}', 'epoch' if by_epoch else 'iteration', 'as logged'
-    last = name.rpartition('/')[2]
+        return (f'Validation, {prefix or "as logged"}', 'epoch' if by_epoch else 'iteration', 'value'), last
     if last in ('p_t_pos', 'p_t_neg', 'gap'):
-        return 'Probabilities in training (eqs. 9, 10)', 'iteration', 'probability'
+        return ('Probabilities in training (eqs. 9, 10)', 'iteration', 'probability'), name
     if 'loss' in name:
-        return 'Training losses', 'iteration', 'loss'
+        return ('Training losses', 'iteration', 'loss'), name
     if last == 'lr':
-        return 'Learning rate', 'iteration', 'learning rate'
-    return f'{last} in training', 'iteration', last
+        return ('Learning rate', 'iteration', 'learning rate'), name
+    return (f'{last} in training', 'iteration', last), name
+
+
+def _is_of_one_class(name: str) -> bool:
+    """Whether a metric is that of a class: they are as many, and in the table."""
+    return name.rpartition('/')[2].startswith(('AP_', 'best_thr_')) or name.endswith('_precision')
 
 
 def _thinned(points: list[tuple[float, float]]) -> dict[str, list]:
@@ -182,14 +184,12 @@ def _about(evaluation: Evaluation, config: Path, checkpoint: Path) -> dict[str, 
 
 
 def _headline(metrics: Mapping[str, float]) -> list[tuple[str, float | None]]:
-    """Names and values as they are in the log, without those of single classes."""
-    single = ('AP_', 'best_thr_')
-    chosen = [
-        (name, _number(value, 6))
-        for name, value in metrics.items()
-        if not name.rpartition('/')[2].startswith(single) and not name.endswith('_precision')
-    ]
-    return chosen[:MAX_METRICS]
+    """Names and values as they are in the log, without a prefix that all share."""
+    chosen = {name: _number(value, 6) for name, value in metrics.items() if not _is_of_one_class(name)}
+    prefixes = {name.rpartition('/')[0] for name in chosen}
+    if len(prefixes) == 1:
+        chosen = {name.rpartition('/')[2]: value for name, value in chosen.items()}
+    return list(chosen.items())[:MAX_METRICS]
 
 
 def _classes(evaluation: Evaluation) -> dict:
