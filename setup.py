@@ -13,6 +13,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['asl_mmdet', 'asl_mmdet.*']),
+    package_data={'asl_mmdet.report': ['page.html', 'page.js']},
     python_requires='>=3.10,<3.13',
     # Neither torch nor the mm packages stand here: a second distribution of the same imports, or a torch other than the
     # one mmcv's ops were compiled for, breaks an environment that works.

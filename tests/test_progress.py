@@ -13,16 +13,16 @@ def clock(monkeypatch):
 
 def test_a_line_now_and_then_where_there_is_no_terminal(clock, capsys):
     done = []
-    for item in progress.track(range(1500), 'Inference', every=30):
+    for item in progress.track(range(1200), 'Inference', every=30):
         done.append(item)
-        clock[0] += 0.1
-    assert done == list(range(1500))
+        clock[0] += 0.125
+    assert done == list(range(1200))
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        'Inference: 300 of 1,500, eta 0:02:00',
-        'Inference: 600 of 1,500, eta 0:01:30',
-        'Inference: 900 of 1,500, eta 0:01:00',
-        'Inference: 1,200 of 1,500, eta 0:00:30',
+        'Inference: 240 of 1,200, eta 0:02:00',
+        'Inference: 480 of 1,200, eta 0:01:30',
+        'Inference: 720 of 1,200, eta 0:01:00',
+        'Inference: 960 of 1,200, eta 0:00:30',
     ]
 
 

@@ -197,7 +197,7 @@ function drawDecision() {
     series: [{ name: '', x: pr.recall.map((v) => 100 * v), y: pr.precision.map((v) => 100 * v), note: pr.threshold.map((v) => `threshold ${brief(v)}`) },
       { name: `at ${brief(threshold)}`, kind: 'dots', colour: '#1b1f24', x: [isFinite(now.recall) ? 100 * now.recall : null], y: [now.tp + now.fp ? 100 * now.precision : null] }] });
   const counts = chosen === null ? overall.histograms : curves.histograms[chosen];
-  draw('histogram', { title: `Scores, ${name}`, x: axis, y: { label: 'number (logarithmic)', min: 0 }, logarithmic: true, mark: threshold,
+  draw('histogram', { title: `Scores, ${name}`, x: { ...axis, label: 'score' }, y: { label: 'number (logarithmic)', min: 0 }, logarithmic: true, mark: threshold,
     series: [{ name: about.right, kind: 'bars', x: curves.edges, y: counts[0] }, { name: about.wrong, kind: 'bars', x: curves.edges, y: counts[1] }] });
 }
 

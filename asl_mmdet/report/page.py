@@ -49,7 +49,9 @@ def write_report(
         curves=_curves(evaluation),
         overall=_overall(evaluation),
         training=training_charts(checkpoint.parent),
-        pictures=dict(worst=[_picture(one) for one in evaluation.worst], best=[_picture(one) for one in evaluation.best]),
+        pictures=dict(
+            worst=[_picture(one) for one in evaluation.worst], best=[_picture(one) for one in evaluation.best]
+        ),
     )
     here = Path(__file__).parent
     script = (here / 'page.js').read_text(encoding='utf-8')
@@ -147,8 +149,8 @@ def _about(evaluation: Evaluation, config: Path, checkpoint: Path) -> dict[str, 
         right='boxes on an object' if detects else 'positive labels',
         wrong='other boxes' if detects else 'negative labels',
         positives='objects of the class' if detects else 'images with the class',
-        classes='Every column sorts, a row or bar that is clicked shows the curves of its class. P, R, F1, FP and missed '
-        'are at the threshold above; best F1 is what a threshold of its own gives a class.',
+        classes='Every column sorts, a row or bar that is clicked shows the curves of its class. P, R, F1, FP and '
+        'missed are at the threshold above; best F1 is what a threshold of its own gives a class.',
     )
     about['decision'] = (
         'What scores the threshold or more is predicted. '
@@ -244,7 +246,9 @@ def _picture(picture: Picture) -> dict:
     )
     for kind in ('labels', 'objects', 'boxes'):
         if (listed := getattr(picture, kind)) is not None:
-            shown[kind] = [[_number(value, 6) if isinstance(value, float) else value for value in one] for one in listed]
+            shown[kind] = [
+                [_number(value, 6) if isinstance(value, float) else value for value in one] for one in listed
+            ]
     return shown
 
 

@@ -40,7 +40,10 @@ def test_a_detector_by_hand():
     # Three objects; boxes of .9 and .5 match two of them, those of .7 and .2 none; the third object has no box.
     curves = score_curves([ClassScores(ascending(0.9, 0.7, 0.5, 0.2), ascending(0.9, 0.5), 3)], 1, np.array([0.9, 0.5]))
     at = {round(threshold, 3): i for i, threshold in enumerate(curves.thresholds)}
-    found = {t: (curves.true_positives[0, at[t]], curves.false_positives[0, at[t]]) for t in (0, 0.2, 0.21, 0.5, 0.7, 0.71, 0.95)}
+    found = {
+        t: (curves.true_positives[0, at[t]], curves.false_positives[0, at[t]])
+        for t in (0, 0.2, 0.21, 0.5, 0.7, 0.71, 0.95)
+    }
     assert found == {0: (2, 2), 0.2: (2, 2), 0.21: (2, 1), 0.5: (2, 1), 0.7: (1, 1), 0.71: (1, 0), 0.95: (0, 0)}
     assert curves.positives.tolist() == [3]
     curve = curves.precision_recall[0]
