@@ -21,6 +21,14 @@ RECIPES = [
 ]
 
 
+@pytest.fixture
+def said(monkeypatch):
+    """What the tools tell their users."""
+    lines = []
+    monkeypatch.setattr(command_line, 'print_log', lambda message, *_: lines.append(message))
+    return lines
+
+
 def loaded(config, *options):
     parser = argparse.ArgumentParser()
     add_config_arguments(parser)
@@ -48,16 +56,16 @@ def test_another_backend_by_name(tmp_path):
     assert len(list(tmp_path.glob('vis_data/events.out.tfevents.*'))) == 1
 
 
-def test_a_backend_whose_package_is_missing_ends_in_one_line(tmp_path, capfd):
+def test_a_backend_whose_package_is_missing_ends_in_one_line(tmp_path, said):
     assert importlib.util.find_spec('mlflow') is None
     with pytest.raises(SystemExit) as end, exit_on_known_faults():
         VISBACKENDS.build(dict(type='MLflowVisBackend', save_dir=str(tmp_path))).experiment
-    assert end.value.code == 1 and 'pip install mlflow' in ''.join(capfd.readouterr())
+    assert end.value.code == 1 and said == ['Please run "pip install mlflow" to install mlflow']
     with pytest.raises(ModuleNotFoundError, match='nothing'), exit_on_known_faults():
         import nothing  # noqa: F401
 
 
-def test_without_tensorboard_a_run_goes_on(monkeypatch, capfd):
+def test_without_tensorboard_a_run_goes_on(monkeypatch, said):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'tensorboard' else find_spec(name))
     built = []
@@ -65,4 +73,4 @@ def test_without_tensorboard_a_run_goes_on(monkeypatch, capfd):
     cfg = Config(dict(visualizer=loaded(ROOT / CLASSIFIER).visualizer))
     build_runner(cfg)
     assert built == [cfg] and backends(cfg) == ['LocalVisBackend']
-    assert 'pip install tensorboard' in ''.join(capfd.readouterr())
+    assert len(said) == 1 and 'pip install tensorboard' in said[0]

@@ -512,6 +512,7 @@ def test_two_processes_write_one_report(shapes, tmp_path):
     assert '6 images' in data['about']['text'] and len({one['name'] for one in data['pictures']['worst']}) == 6
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_written_is_refused_before_the_evaluation(tmp_path):
     (tmp_path / 'file').write_text('')
     checkpoint = tmp_path / 'epoch_1.pth'
