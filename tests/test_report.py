@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import time
 
 import cv2
 import numpy as np
@@ -222,18 +223,19 @@ def log(folder, *lines):
 def test_training_curves(tmp_path):
     assert 'No training log lies beside the checkpoint' in training_charts(tmp_path)['text']
     training = [dict(loss=1 / i, lr=0.1, epoch=1, step=i, gap=0.5, time=1.0, memory=3) for i in range(1, 1001)]
-    validation = {'multi-label/mAP': 80.0, 'multi-label/AP_cat': 70.0, 'step': 1, 'data_time': 0.1}
+    validation = {'coco/bbox_mAP': 0.5, 'coco/bbox_mAP_l': -1.0, 'coco/cat_precision': 0.7, 'step': 1, 'data_time': 0.1}
     log(tmp_path / '20260101_000000', *training, validation)
     found = training_charts(tmp_path)
     assert '1,000 lines of training and 1 of validation' in found['text']
     assert [(chart['title'], chart['x'], [one['name'] for one in chart['series']]) for chart in found['charts']] == [
         ('Training losses', 'iteration', ['loss']),
         ('Probabilities in training (eqs. 9, 10)', 'iteration', ['gap']),
-        ('Validation, multi-label', 'epoch', ['mAP']),
+        ('Validation, coco', 'epoch', ['bbox_mAP', 'bbox_mAP_l']),
         ('Learning rate', 'iteration', ['lr']),
     ]
     loss = found['charts'][0]['series'][0]
     assert len(loss['x']) == 400 and loss['x'][0] == 1 and loss['x'][-1] == 1000 and loss['y'][-1] == 0.001
+    assert [one['y'] for one in found['charts'][2]['series']] == [[0.5], [None]]  # COCO's -1 is no value
     (tmp_path / '20260101_000000/vis_data/scalars.json').write_text('nonsense\n{}')
     assert "line 1: 'nonsense' is not a JSON object" in training_charts(tmp_path)['text']
 
@@ -436,6 +438,7 @@ def test_5400_classes_stay_readable(browser, tmp_path):
     names = [f'class {i}' for i in range(5400)]
     evaluation = Evaluation(names, 3000, curves, dict(AP=curves.average_precision), None, [], [])
     path = write_report(tmp_path, evaluation, {}, tmp_path / 'c.py', tmp_path / 'none/epoch_1.pth')
+    print(f'{path.stat().st_size / 1e6:.2f} MB')
     assert path.stat().st_size < 6e6
     driver = browser.open(path)
     assert len(column(driver, 'class')) == 200
@@ -445,6 +448,34 @@ def test_5400_classes_stay_readable(browser, tmp_path):
     assert len(column(driver, 'class')) == 11
     move(driver, 'slider', 12)
     assert column(driver, 'R')[0] == f'{100 * curves.true_positives[int(column(driver, "class")[0][6:]), 12] / 30:.1f}'
+
+
+@pytest.mark.slow
+def test_an_evaluation_as_large_as_coco_2014(tmp_path):
+    """docs/report.md has what this prints: pytest -s -m slow -k as_large_as_coco."""
+    number, classes = 40137, 80
+    generator = np.random.default_rng(0)
+    positive = generator.random((number, classes)) < 2.9 / classes
+    logits = generator.normal(-3, 1.5, (number, classes)) + 3 * positive
+    scores = torch.from_numpy((1 / (1 + np.exp(-logits))).astype(np.float32))
+    picture = cv2.GaussianBlur(generator.integers(0, 255, (480, 640, 3), dtype=np.uint8), (0, 0), 2)
+    cv2.imwrite(str(tmp_path / 'picture.jpg'), picture)
+    made = [
+        dict(img_path=str(tmp_path / 'picture.jpg'), pred_score=score, gt_label=torch.from_numpy(row.nonzero()[0]))
+        for score, row in zip(scores, positive)
+    ]
+    for metric in (MultiLabelMetric(), MultiLabelReportMetric()):
+        metric.dataset_meta = dict(classes=[f'class {i}' for i in range(classes)])
+        for start in range(0, number, 128):
+            metric.process({}, made[start : start + 128])
+        start = time.perf_counter()
+        results = metric.evaluate(number)
+        print(f'{type(metric).__name__}: {time.perf_counter() - start:.2f} s')
+    start = time.perf_counter()
+    path = write_report(tmp_path, metric.evaluation, results, tmp_path / 'c.py', tmp_path / 'none/epoch_1.pth')
+    print(f'page: {time.perf_counter() - start:.2f} s, {path.stat().st_size / 1e6:.2f} MB')
+    assert path.stat().st_size < 1.5e6
+    assert metric.evaluation.curves.positives.tolist() == positive.sum(0).tolist()
 
 
 # --------------------------------------------------------------------------------------------------------------- a tool

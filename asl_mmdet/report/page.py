@@ -33,7 +33,7 @@ def write_report(
 ) -> Path:
     """Write ``folder/report.html``.
 
-    Its size is about 0.4 MB, 3 kB for each of up to 200 classes or 1 kB for each of more, and the pictures.
+    Its size is about 4 kB for each of up to 200 classes or 1 kB for each of more, and 24 thumbnails of 20 kB at most.
 
     Args:
         metrics: of the evaluation, by the names of the log.
@@ -97,7 +97,7 @@ def training_charts(folder: Path) -> dict:
             if name in NOT_DRAWN or _is_of_one_class(name) or not isinstance(value, (int, float)):
                 continue
             key, label = _chart_of(name, is_training(line), by_epoch)
-            groups.setdefault(key, {}).setdefault(label, []).append((line.get('step'), value))
+            groups.setdefault(key, {}).setdefault(label, []).append((line.get('step'), _value(name, value)))
     charts = []
     for (title, x, y), series in sorted(groups.items(), key=lambda group: FIRST.get(group[0][2], len(FIRST))):
         drawn = [
@@ -126,14 +126,19 @@ def _chart_of(name: str, trains: bool, by_epoch: bool) -> tuple[tuple[str, str, 
     return (f'{last} in training', 'iteration', last), name
 
 
+def _value(name: str, value: float) -> float | None:
+    """COCO's metrics say -1 where there is nothing to measure."""
+    return None if value == -1 and name.startswith('coco/') else _number(value, 6)
+
+
 def _is_of_one_class(name: str) -> bool:
     """Whether a metric is that of a class: they are as many, and in the table."""
     return name.rpartition('/')[2].startswith(('AP_', 'best_thr_')) or name.endswith('_precision')
 
 
-def _thinned(points: list[tuple[float, float]]) -> dict[str, list]:
+def _thinned(points: list[tuple[float, float | None]]) -> dict[str, list]:
     kept = np.unique(np.linspace(0, len(points) - 1, min(len(points), MAX_STEPS)).astype(int))
-    return dict(x=[points[i][0] for i in kept], y=[_number(points[i][1], 6) for i in kept])
+    return dict(x=[points[i][0] for i in kept], y=[points[i][1] for i in kept])
 
 
 def _about(evaluation: Evaluation, config: Path, checkpoint: Path) -> dict[str, str]:
@@ -187,7 +192,7 @@ def _about(evaluation: Evaluation, config: Path, checkpoint: Path) -> dict[str, 
 
 def _headline(metrics: Mapping[str, float]) -> list[tuple[str, float | None]]:
     """Names and values as they are in the log, without a prefix that all share."""
-    chosen = {name: _number(value, 6) for name, value in metrics.items() if not _is_of_one_class(name)}
+    chosen = {name: _value(name, value) for name, value in metrics.items() if not _is_of_one_class(name)}
     prefixes = {name.rpartition('/')[0] for name in chosen}
     if len(prefixes) == 1:
         chosen = {name.rpartition('/')[2]: value for name, value in chosen.items()}
