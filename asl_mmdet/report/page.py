@@ -33,7 +33,7 @@ def write_report(
 ) -> Path:
     """Write ``folder/report.html``.
 
-    Its size is about 4 kB for each of up to 200 classes or 1 kB for each of more, and 24 thumbnails of 20 kB at most.
+    Its size is about 4 kB for each of up to 200 classes or 1 kB for each of more, and 24 thumbnails of 320 pixels.
 
     Args:
         metrics: of the evaluation, by the names of the log.
