@@ -93,6 +93,7 @@ setup(
             'pytest',
             'safetensors',
             'scikit-learn',
+            'selenium',
         ],
         'lint': ['mypy', 'ruff'],
     },

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import importlib.util
 import logging
 import os
 import sys
@@ -79,6 +80,7 @@ def stop_at_non_finite(cfg: Config) -> None:
 
 def build_runner(cfg: Config, *splits: str) -> Runner:
     """The Runner of a config; the data that the detectors of these splits (train, val, test) read are checked first."""
+    _leave_out_tensorboard_where_missing(cfg)
     for split in splits:
         if cfg.get(f'{split}_dataloader'):
             evaluators = cfg.get(f'{split}_evaluator') or []
@@ -90,17 +92,33 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
+def _leave_out_tensorboard_where_missing(cfg: Config) -> None:
+    visualizer = cfg.get('visualizer') or {}
+    backends = visualizer.get('vis_backends') or []
+    kept = [one for one in backends if str(one.get('type')).rpartition('.')[2] != 'TensorboardVisBackend']
+    if len(kept) < len(backends) and importlib.util.find_spec('tensorboard') is None:
+        visualizer.vis_backends = kept
+        message = 'TensorBoard is not installed: no event files are written. pip install tensorboard brings it'
+        print_log(message, 'current', logging.WARNING)
+
+
 @contextmanager
 def exit_on_known_faults() -> Iterator[None]:
     """A fault of data, checkpoints or losses ends the program with its message alone, and exit status 1.
 
-    So does a full disk, and, where gloo tells, another process that is gone or stands still. NCCL's watchdog writes a
-    message of its own.
+    So does a visualization backend whose package is not installed, a full disk, and, where gloo tells, another process
+    that is gone or stands still. NCCL's watchdog writes a message of its own.
     """
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print_log(str(error), 'current', logging.ERROR)
+        sys.exit(1)
+    except ImportError as error:
+        # mmengine's backends say which package to install; other imports fail because of a defect.
+        if 'pip install' not in str(error):
             raise
         print_log(str(error), 'current', logging.ERROR)
         sys.exit(1)

@@ -159,7 +159,7 @@ def test_several_losses_are_told_apart_by_their_module(tool, fail, tmp_path):
 def test_errors_of_logs_name_the_place_and_the_way_out(fail, tmp_path):
     assert f'{tmp_path}/absent: no such folder; name the work dir' in fail('figure4', f'a={tmp_path}/absent')
     (tmp_path / 'empty').mkdir()
-    assert 'no line with a training loss in 0 files' in fail('figure4', tmp_path / 'empty')
+    assert 'no line with a training loss in the files' in fail('figure4', tmp_path / 'empty')
     write_log(tmp_path / 'plain', '1', [dict(loss=1, step=1)])
     message = fail('figure4', tmp_path / 'plain')
     assert "no training line has 'p_t_pos', only loss, step; train with ProbabilityGapHook" in message

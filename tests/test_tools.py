@@ -19,6 +19,7 @@ import pytest
 import torch
 from mmdet.registry import DATASETS
 from mmengine.config import Config, ConfigDict
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from asl_mmdet.command_line import add_config_arguments, load_config
 from asl_mmdet.datasets import AnnotationError
@@ -221,6 +222,22 @@ def test_a_classifier_is_trained_on_the_annotations_of_the_detector(trained_clas
     assert re.search(r'multi-label/mAP: [\d.]+ with raw weights, [\d.]+ with their average', output)
     assert {'multi-label/mAP', 'raw/multi-label/mAP', 'ema/multi-label/mAP'} <= final_scalars(work_dir).keys()
     assert len(list(work_dir.glob('*/vis_data/vis_image/val_img_*.png'))) == 1
+
+
+def test_what_is_logged_is_in_the_event_files_of_tensorboard(trained_classifier):
+    work_dir, _ = trained_classifier
+    events = EventAccumulator(str(next(work_dir.glob('*/vis_data'))))
+    events.Reload()
+    logged = {}
+    for line in scalar_lines(work_dir):
+        for name, value in line.items():
+            logged.setdefault(name, []).append((line['step'], value))
+    expected = {'loss', 'lr', 'p_t_pos', 'p_t_neg', 'gap', 'gamma_neg', 'multi-label/mAP', 'ema/multi-label/mAP'}
+    assert expected <= set(events.Tags()['scalars'])
+    for name in expected:
+        written = [(event.step, event.value) for event in events.Scalars(name)]
+        assert written == [(step, pytest.approx(value, rel=1e-6)) for step, value in logged[name]], name
+    assert any(tag.startswith('val_img') for tag in events.Tags()['images'])
 
 
 def test_two_processes_train_and_adapt_a_classifier_like_one(trained_classifier, adaptive_classifier, shapes, tmp_path):

@@ -10,12 +10,12 @@ import mmcv
 from mmdet.apis import DetInferencer
 from mmdet.registry import MODELS
 from mmengine.config import Config, DictAction
-from rich.progress import track
 
 from asl_mmdet.datasets import AnnotationError, LoadNamedImage
 from asl_mmdet.fast_inference import fast_inference
 from asl_mmdet.inferencer import OBJECT_SCORE_THR, MultiLabelInferencer, image_files
 from asl_mmdet.models import ImageClassifier
+from asl_mmdet.progress import track
 
 
 def main() -> None:
@@ -83,11 +83,16 @@ def main() -> None:
 def classify(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[list[dict], list[str]]:
     if args.score_thr is not None:
         cfg.model.head.thr = args.score_thr
-    inferencer = MultiLabelInferencer(cfg, args.checkpoint, args.device)
+    inferencer = MultiLabelInferencer(cfg, args.checkpoint, args.device, show_progress=False)
     if args.fast:
         fast_inference(inferencer.model, compile=True)
-    found = inferencer(files, batch_size=args.batch_size, picture_dir=args.show_dir, all_scores=args.all_scores)
-    return found['predictions'], [item['image'] for item in found['skipped']]
+    results, skipped = [], []
+    for start in track(range(0, len(files), args.batch_size), 'Inference'):
+        batch = files[start : start + args.batch_size]
+        found = inferencer(batch, batch_size=args.batch_size, picture_dir=args.show_dir, all_scores=args.all_scores)
+        results += found['predictions']
+        skipped += [item['image'] for item in found['skipped']]
+    return results, skipped
 
 
 def detect(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[list[dict], list[str]]:
@@ -97,7 +102,7 @@ def detect(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[lis
         fast_inference(inferencer.model, compile=True)
     classes = inferencer.model.dataset_meta['classes']
     load, results, skipped = LoadNamedImage(), [], []
-    for start in track(range(0, len(files), args.batch_size), description='Inference'):
+    for start in track(range(0, len(files), args.batch_size), 'Inference'):
         batch = {}
         for file in files[start : start + args.batch_size]:
             try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from rich.progress import track
 
 CLASSES = ('circle', 'ring', 'square', 'triangle', 'star', 'cross')
 SPLITS = ('train', 'val')
@@ -102,7 +103,7 @@ def write_split(root: Path, split: str, num_images: int, args: argparse.Namespac
     class_probs /= class_probs.sum()
     (root / split).mkdir(parents=True, exist_ok=True)
     images, annotations, left_out = [], [], 0
-    for image_id in range(1, num_images + 1):
+    for image_id in track(range(1, num_images + 1), description=split, transient=True):
         picture, drawn = draw_image(rng, args.size, class_probs)
         name = f'{image_id:06d}.png'
         if not cv2.imwrite(str(root / split / name), picture):

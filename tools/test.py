@@ -6,9 +6,12 @@ from pathlib import Path
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.dist import is_main_process
+from mmengine.logging import print_log
 
 from asl_mmdet.command_line import add_config_arguments, build_runner, exit_on_known_faults, load_config
 from asl_mmdet.hooks import FastInferenceHook
+from asl_mmdet.report import report_metric, write_report
 
 
 def main() -> None:
@@ -20,6 +23,12 @@ def main() -> None:
     parser.add_argument('--show-dir', help='draw the predictions into this folder, under work_dir/timestamp')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds for which --show shows a picture')
     parser.add_argument('--fast', action='store_true', help='fold BN and compile the network; same results')
+    parser.add_argument(
+        '--report',
+        type=Path,
+        metavar='DIR',
+        help='write DIR/report.html: curves, thresholds and their cost, classes, best and worst pictures, in one file',
+    )
     args = parser.parse_args()
     if args.out and args.out.suffix not in ('.pkl', '.pickle'):
         parser.error(f'--out {args.out}: predictions are written as .pkl or .pickle')
@@ -31,13 +40,24 @@ def main() -> None:
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
+    if args.report:
+        evaluators = cfg.get('test_evaluator') or []
+        try:
+            report_metric(evaluators if isinstance(evaluators, list) else [evaluators])
+            args.report.mkdir(parents=True, exist_ok=True)
+        except (ValueError, OSError) as error:
+            parser.error(f'--report {args.report}: {error}')
     with exit_on_known_faults():
         runner = build_runner(cfg, 'test')
         if args.out:
             runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(args.out)))
         if args.fast:
             runner.register_hook(FastInferenceHook())
-        runner.test()
+        metrics = runner.test()
+        if args.report and is_main_process():
+            evaluation = next(filter(None, (getattr(m, 'evaluation', None) for m in runner.test_evaluator.metrics)))
+            path = write_report(args.report, evaluation, metrics, Path(args.config), Path(args.checkpoint))
+            print_log(f'Report: {path}', logger='current')
 
 
 if __name__ == '__main__':

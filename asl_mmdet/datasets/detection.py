@@ -65,7 +65,8 @@ def guard_detection_data(dataloader: ConfigDict, evaluators: Sequence[ConfigDict
         checked.add(path)
     for evaluator in evaluators:
         path = evaluator.get('ann_file')
-        if path and evaluator.get('type') == 'CocoMetric' and path not in checked and '://' not in path:
+        reads_coco = evaluator.get('type') in ('CocoMetric', 'CocoReportMetric')
+        if path and reads_coco and path not in checked and '://' not in path:
             _coco_content(path, False)
 
 

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .score_curves import ClassScores
+
 Scores = Tensor | Sequence[Tensor]
 Indices = Tensor | tuple[Tensor, Tensor]
 
@@ -196,6 +198,41 @@ def rank_positives(scores: Scores, targets: Targets, micro: bool = False) -> Ran
         predicted[members] = len(ascending) - np.searchsorted(ascending, score[members])
         true_positives[members] = len(score[members]) - np.searchsorted(score[members], score[members])
     return Ranking(labels.num_classes, labels.positive // labels.num_images, score, true_positives, predicted)
+
+
+def class_scores(scores: Scores, targets: Targets) -> Iterator[ClassScores]:
+    """The known scores of each class, and which of them are of positives, one class after the other.
+
+    Args:
+        scores, targets: as for :func:`rank_positives`; scores are 0 or more.
+    """
+    blocks, labels = _checked(scores, targets)
+    positive = _scores_at(blocks, labels.positive, labels.num_images)
+    starts = labels.starts(labels.positive)
+    for i, ascending in enumerate(_sorted_scores(blocks, labels, together=False)):
+        right = np.sort(positive[starts[i] : starts[i + 1]])
+        yield ClassScores(ascending[np.searchsorted(ascending, 0) :], right, len(right))
+
+
+def positive_scores(scores: Scores, targets: Targets) -> np.ndarray:
+    """(P,) scores of the positive labels, class after class."""
+    blocks, labels = _checked(scores, targets)
+    return _scores_at(blocks, labels.positive, labels.num_images)
+
+
+def brier_scores(scores: Scores, targets: Targets) -> Tensor:
+    """(N,) float64: the sum over an image's known labels of (p - y)^2, y being 1 or 0 (Brier, 1950)."""
+    blocks, labels = _checked(scores, targets)
+    total = np.concatenate([np.einsum('ij,ij->i', block, block, dtype=np.float64) for block in blocks])
+    total[labels.partial] = 0
+    for keys, change in (
+        (labels.known, lambda p: p * p),
+        (labels.unknown, lambda p: -p * p),
+        (labels.positive, lambda p: 1 - 2 * p),
+    ):
+        p = _scores_at(blocks, keys, labels.num_images).astype(np.float64)
+        total += np.bincount(keys % labels.num_images, change(p), minlength=labels.num_images)
+    return torch.from_numpy(total)
 
 
 def average_precision(ranking: Ranking) -> Tensor:

@@ -42,6 +42,7 @@ class _Batch:
     labels: dict[str, np.ndarray]  # by the names of GROUND_TRUTH: int32 class indices, image after image
     lengths: dict[str, np.ndarray]  # by the same names: (n,) int32, how many of them belong to each image
     partial: np.ndarray  # (n,) bool
+    paths: list[str] | None = None  # n of them, for a report
 
     def __len__(self) -> int:
         return len(self.partial)
@@ -49,7 +50,7 @@ class _Batch:
     def head(self, n: int) -> '_Batch':
         arrays = {
             name: None if (array := getattr(self, name)) is None else array[:n]
-            for name in ('scores', 'top', 'best', 'partial')
+            for name in ('scores', 'top', 'best', 'partial', 'paths')
         }
         labels = {name: array[: self.lengths[name][:n].sum()] for name, array in self.labels.items()}
         lengths = {name: array[:n] for name, array in self.lengths.items()}
@@ -161,12 +162,12 @@ class MultiLabelMetric(BaseMetric):
             self.results = []
 
     def compute_metrics(self, results: list[tuple[int, list[_Batch]]]) -> dict[str, float]:
-        batches = _without_padding(results)
+        batches = without_padding(results)
         if not batches:
             raise ValueError('MultiLabelMetric got no predictions: the data set is empty, or process was never called')
         num_classes = batches[0].num_classes
         scores = [torch.from_numpy(batch.scores) for batch in batches if batch.scores is not None]
-        labels = _sparse_labels(batches)
+        labels = sparse_labels(batches)
         averaged = labels.num_positive > 0
         if not averaged.any():
             raise ValueError(f'gt_label is empty in all {labels.num_images} images: there is nothing to measure')
@@ -292,7 +293,7 @@ def _are_classes(labels: Tensor, num_classes: int) -> bool:
     return integers and not ((labels < 0) | (labels >= num_classes)).any()
 
 
-def _without_padding(shards: Sequence[tuple[int, list[_Batch]]]) -> list[_Batch]:
+def without_padding(shards: Sequence[tuple[int, list[_Batch]]]) -> list[_Batch]:
     """All batches, less the images that the sampler repeated to give every process the same number.
 
     Process r of W has the images r, r + W, r + 2 W ... of the data set; repeated ones have numbers beyond its size.
@@ -308,7 +309,7 @@ def _without_padding(shards: Sequence[tuple[int, list[_Batch]]]) -> list[_Batch]
     return kept
 
 
-def _sparse_labels(batches: Sequence[_Batch]) -> SparseLabels:
+def sparse_labels(batches: Sequence[_Batch]) -> SparseLabels:
     num_images = sum(len(batch) for batch in batches)
     indices = []
     for name in ('gt_label', 'gt_negative', 'gt_unknown'):

@@ -21,4 +21,5 @@ appendix_h = dict(
     train_dataloader=dict(batch_size=6),
     auto_scale_lr=dict(base_batch_size=48),
     default_hooks=dict(checkpoint=dict(save_best='coco/bbox_mAP', max_keep_ckpts=3)),
+    visualizer=dict(vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]),
 )

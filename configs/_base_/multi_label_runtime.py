@@ -5,7 +5,9 @@ default_hooks = dict(
     # The first image of every 50th batch of a validation.
     visualization=dict(_delete_=True, type='MultiLabelVisualizationHook', draw=True, interval=50),
 )
-visualizer = dict(type='MultiLabelVisualizer')
+visualizer = dict(
+    type='MultiLabelVisualizer', vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
+)
 custom_hooks = [
     dict(type='RawAndEMAHook', metric='multi-label/mAP', momentum=0.0003),
     dict(type='DataCheckHook'),

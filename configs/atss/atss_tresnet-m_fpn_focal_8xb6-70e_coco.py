@@ -11,3 +11,4 @@ train_cfg = {{_base_.appendix_h.train_cfg}}
 param_scheduler = {{_base_.appendix_h.param_scheduler}}
 auto_scale_lr = {{_base_.appendix_h.auto_scale_lr}}
 default_hooks = {{_base_.appendix_h.default_hooks}}
+visualizer = {{_base_.appendix_h.visualizer}}

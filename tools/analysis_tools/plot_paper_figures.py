@@ -8,9 +8,7 @@ plot_paper_figures.py lines sweep.csv --x optim_wrapper.optimizer.lr --y multi-l
 
 import argparse
 import csv
-import json
 import math
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +26,7 @@ from asl_mmdet.gradient_analysis import (  # noqa: E402
     negative_curves,
     normalised_gradient,
 )
+from asl_mmdet.training_log import TrainingLogError, is_training, logged_lines  # noqa: E402
 
 LOSS = 'model.head.loss'
 SWEEPS = {
@@ -125,37 +124,17 @@ def table_1(gamma_neg: float, clip: float) -> str:
 def training_lines(folder: Path) -> list[dict[str, float]]:
     """Lines that mmengine logged in training, of all the runs in a work dir or of a single run's folder, by step.
 
-    Runs follow one another by the time in their folders' names. One that was resumed, by the config that mmengine
-    saves beside its log, replaces what runs before it logged from its first step on; any other replaces them whole.
-
     Raises:
-        InputError: there is no such folder or no log in it, or a line before the last, which may be unfinished, is not
-            a JSON object.
+        InputError: there is no such folder, or no training line in it.
+        TrainingLogError: see :func:`asl_mmdet.training_log.logged_lines`.
     """
     if not folder.is_dir():
         raise InputError(f'{folder}: no such folder; name the work dir of a training run, or LABEL=WORK_DIR')
-    logs = sorted(folder.glob('*/vis_data/scalars.json')) or list(folder.glob('vis_data/scalars.json'))
-    lines = []
-    for log in logs:
-        texts = log.read_text().splitlines()
-        run = []
-        for number, text in enumerate(texts, 1):
-            try:
-                run.append(dict(json.loads(text)))
-            except (TypeError, ValueError) as error:
-                if number < len(texts):
-                    raise InputError(
-                        f'{log}, line {number}: {text[:60]!r} is not a JSON object; delete the line'
-                    ) from error
-        run = [line for line in run if 'loss' in line and 'step' in line]
-        if run:
-            config = log.with_name('config.py')
-            resumed = config.is_file() and re.search(r'^resume = True$', config.read_text(), re.MULTILINE)
-            lines = [line for line in lines if resumed and line['step'] < run[0]['step']] + run
+    lines = [line for line in logged_lines(folder) if is_training(line)]
     if not lines:
         raise InputError(
-            f'{folder}: no line with a training loss in {len(logs)} files */vis_data/scalars.json; name the work dir '
-            'of a run that has trained for at least one logging interval'
+            f'{folder}: no line with a training loss in the files */vis_data/scalars.json; name the work '
+            'dir of a run that has trained for at least one logging interval'
         )
     return lines
 
@@ -526,7 +505,7 @@ def main() -> None:
         figure = draw(args)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(args.out, dpi=150)
-    except (InputError, OSError) as error:
+    except (InputError, TrainingLogError, OSError) as error:
         sys.exit(str(error))
     print(f'wrote {args.out}')
 

@@ -1,0 +1,76 @@
+"""Where the scalars of a run go: mmengine's visualization backends, by name."""
+
+import argparse
+import importlib.util
+
+import pytest
+from mmdet.registry import VISUALIZERS
+from mmengine.config import Config
+from mmengine.registry import VISBACKENDS
+
+from asl_mmdet import command_line
+from asl_mmdet.command_line import add_config_arguments, build_runner, exit_on_known_faults, load_config
+from tests.conftest import ROOT
+
+CLASSIFIER = 'configs/multi_label/tresnet-narrow_asl_shapes.py'
+RECIPES = [
+    CLASSIFIER,
+    'configs/fcos/fcos_tresnet-narrow_fpn_asl_shapes.py',
+    'configs/atss/atss_tresnet-m_fpn_asl-alpha_8xb6-70e_coco.py',
+    'configs/multi_label/tresnet-l_asl_8xb16-60e_coco2014-448.py',
+]
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What the tools tell their users."""
+    lines = []
+    monkeypatch.setattr(command_line, 'print_log', lambda message, *_: lines.append(message))
+    return lines
+
+
+def loaded(config, *options):
+    parser = argparse.ArgumentParser()
+    add_config_arguments(parser)
+    return load_config(parser.parse_args([str(config), *(['--cfg-options', *options] if options else [])]))
+
+
+def backends(cfg):
+    return [backend.type for backend in cfg.visualizer.vis_backends]
+
+
+@pytest.mark.parametrize('config', RECIPES)
+def test_tensorboard_by_default(config):
+    assert backends(loaded(ROOT / config)) == ['LocalVisBackend', 'TensorboardVisBackend']
+
+
+def test_another_backend_by_name(tmp_path):
+    option = 'visualizer.vis_backends.1.type=MLflowVisBackend'
+    assert backends(loaded(ROOT / CLASSIFIER, option)) == ['LocalVisBackend', 'MLflowVisBackend']
+    # The same way, one that is installed, in a config of mmdet's that has none.
+    (tmp_path / 'config.py').write_text("_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'")
+    cfg = loaded(tmp_path / 'config.py', 'visualizer.vis_backends.0.type=TensorboardVisBackend')
+    visualizer = VISUALIZERS.build(dict(cfg.visualizer, save_dir=str(tmp_path), name='by_name'))
+    visualizer.add_scalar('loss', 0.5, 1)
+    visualizer.close()
+    assert len(list(tmp_path.glob('vis_data/events.out.tfevents.*'))) == 1
+
+
+def test_a_backend_whose_package_is_missing_ends_in_one_line(tmp_path, said):
+    assert importlib.util.find_spec('mlflow') is None
+    with pytest.raises(SystemExit) as end, exit_on_known_faults():
+        VISBACKENDS.build(dict(type='MLflowVisBackend', save_dir=str(tmp_path))).experiment
+    assert end.value.code == 1 and said == ['Please run "pip install mlflow" to install mlflow']
+    with pytest.raises(ModuleNotFoundError, match='nothing'), exit_on_known_faults():
+        import nothing  # noqa: F401
+
+
+def test_without_tensorboard_a_run_goes_on(monkeypatch, said):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'tensorboard' else find_spec(name))
+    built = []
+    monkeypatch.setattr(command_line.Runner, 'from_cfg', built.append)
+    cfg = Config(dict(visualizer=loaded(ROOT / CLASSIFIER).visualizer))
+    build_runner(cfg)
+    assert built == [cfg] and backends(cfg) == ['LocalVisBackend']
+    assert len(said) == 1 and 'pip install tensorboard' in said[0]
