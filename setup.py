@@ -40,6 +40,7 @@ setup(
             'pytest',
             'safetensors',
             'scikit-learn',
+            'selenium',
         ],
     },
 )

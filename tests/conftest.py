@@ -1,5 +1,6 @@
 import os
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
@@ -92,3 +93,26 @@ def pictures():
             cv2.imwrite(str(folder / name), np.full((10, 20, 3), 20 * i % 256, dtype=np.uint8))
 
     return write
+
+
+@pytest.fixture(scope='session')
+def chromium(tmp_path_factory):
+    if not (shutil.which('chromium') and shutil.which('chromedriver')):
+        pytest.skip('Chromium is missing: apt-get install chromium chromium-driver')
+    from tests.browser import Browser  # selenium takes a while to import
+
+    chromium = Browser(tmp_path_factory.mktemp('chromium'))
+    yield chromium
+    chromium.driver.quit()
+
+
+@pytest.fixture
+def browser(chromium, tmp_path):
+    """A :class:`tests.browser.Browser`; what is opened in it asks nobody for anything and has no console errors.
+
+    Files that a page saves land in ``tmp_path``.
+    """
+    chromium.save_to(tmp_path)
+    chromium.complaints()
+    yield chromium
+    assert chromium.complaints() == []
