@@ -69,8 +69,8 @@ def missing_positives(
             suspicion[:, classes] = (1 - gradient).clamp(0, 1)
     if np.isinf(p_star).all():
         raise ValueError(
-            f'under gamma_neg={gamma_neg}, clip={clip:g} the gradient of negatives does not fall before p = 1: this loss '
-            'suspects no label. Train with gamma_neg=4, clip=0.05'
+            f'under gamma_neg={gamma_neg}, clip={clip:g} the gradient of negatives does not fall before p = 1: this '
+            'loss suspects no label. Train with gamma_neg=4, clip=0.05'
         )
     images, classes = np.nonzero((targets == 0) & (mean > p_star))
     return _ranked(probabilities, images, classes, p_star[classes], suspicion[images, classes])
@@ -79,8 +79,8 @@ def missing_positives(
 def doubtful_positives(probabilities: np.ndarray, targets: np.ndarray) -> Suspects:
     """Positives with persistently low probability: in every epoch below the mean over the class's negatives.
 
-    Section 2.5 has no point of this kind for positives, whose gradient under gamma_pos = 0 is largest at p = 0. The mean
-    over negatives takes the place of one: it follows the level that the loss gives the probabilities of this class.
+    Section 2.5 has no point of this kind for positives, whose gradient under gamma_pos = 0 is largest at p = 0. The
+    mean over negatives takes its place: it follows the level that the loss gives the probabilities of the class.
     Suspicion is how far below that mean the probability lies, in shares of it: 1 at p = 0.
 
     Args:

@@ -1,4 +1,4 @@
-"""The page on which suspected labels are looked at and decided: one file that opens from disk and asks for nothing else."""
+"""The page on which suspected labels are looked at and decided: one file that opens from disk, without network."""
 
 import json
 from collections.abc import Sequence

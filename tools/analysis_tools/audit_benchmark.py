@@ -86,6 +86,7 @@ def measure(cfg: Config, seed: int, args: argparse.Namespace) -> dict[str, dict[
         }
     )
     asl, targets = train_and_predict(cfg, folder / 'asl', args.epochs)
+    loss = cfg.model.head.loss
     cfg.model.head.loss = CROSS_ENTROPY
     ce, _ = train_and_predict(cfg, folder / 'cross-entropy', args.epochs)
     out_of_sample = np.empty_like(ce)
@@ -103,8 +104,7 @@ def measure(cfg: Config, seed: int, args: argparse.Namespace) -> dict[str, dict[
         'confident learning, in sample': confident_learning(ce.mean(0), targets),
     }
     figures = {name: recovery(scores, targets, hidden) for name, scores in rankings.items()}
-    loss = Config.fromfile(args.config).model.head.loss
-    suspects = missing_positives(asl, targets, loss.gamma_neg, loss.clip)
+    suspects = missing_positives(asl, targets, loss.gamma_neg, loss.clip, loss.get('detach_focusing', False))
     found = hidden[suspects.images, suspects.classes]
     figures['beyond p*'] = dict(
         hidden=int(hidden.sum()),
@@ -181,8 +181,8 @@ def report(measured: Sequence[dict[str, dict[str, float]]]) -> str:
     beyond = {key: spread([seed[limit][key] for seed in measured]) for key in measured[0][limit]}
     return (
         table(['negatives ranked by', *columns], rows)
-        + f'\n\n{len(measured)} seeds. {beyond["hidden"]} positives hidden among {beyond["negatives"]} negatives. Beyond '
-        f"ASL's p*: {beyond['suspects']} negatives, precision {beyond['precision']}, recall {beyond['recall']}.\n"
+        + f'\n\n{len(measured)} seeds. {beyond["hidden"]} positives hidden among {beyond["negatives"]} negatives. '
+        f"Beyond ASL's p*: {beyond['suspects']}, precision {beyond['precision']}, recall {beyond['recall']}.\n"
     )
 
 

@@ -48,7 +48,10 @@ def main() -> None:
     parser.add_argument('config', metavar='CONFIG', help='config file of a classifier')
     parser.add_argument('checkpoints', metavar='CHECKPOINT', nargs='+', type=Path, help='checkpoint files')
     parser.add_argument(
-        '--epochs', type=int, default=5, help='how many checkpoints to average where one is named (default: %(default)s)'
+        '--epochs',
+        type=int,
+        default=5,
+        help='how many checkpoints to average where one is named (default: %(default)s)',
     )
     parser.add_argument('--out-dir', type=Path, help='default: label_audit beside the last checkpoint')
     parser.add_argument(
@@ -136,8 +139,8 @@ def require_classifier(cfg: Config, path: str) -> None:
     model = MODELS.get(cfg.model.type)
     if model is None or not issubclass(model, ImageClassifier):
         raise ValueError(
-            f'{path}: {cfg.model.type} is no ImageClassifier, and labels of images are audited with a classifier; train '
-            'one on the same COCO file with CocoMultiLabelDataset, as configs/multi_label/tresnet-narrow_asl_shapes.py'
+            f'{path}: {cfg.model.type} is no ImageClassifier, and labels of images are audited with a classifier; '
+            'train one on the same COCO file, as configs/multi_label/tresnet-narrow_asl_shapes.py is'
         )
 
 
@@ -158,12 +161,12 @@ def last_epochs(checkpoint: Path, number: int) -> list[Path]:
 
 
 def loss_of(model: nn.Module, checkpoint: Path) -> tuple[float | np.ndarray, float, bool]:
-    """gamma_neg, clip and detach_focusing of a classifier's loss: the config's, or where a hook adapted them the last."""
+    """gamma_neg, clip and detach_focusing of a classifier's loss: the config's, or what a hook made of them."""
     loss = model.head.loss_module
     if not isinstance(loss, AsymmetricLoss):
         raise ValueError(
-            f'model.head.loss is {type(loss).__name__}, whose gradient has no p*: train with AsymmetricLoss, gamma_neg=4, '
-            'clip=0.05'
+            f'model.head.loss is {type(loss).__name__}, whose gradient has no p*: train with AsymmetricLoss, '
+            'gamma_neg=4, clip=0.05'
         )
     content = read_checkpoint(checkpoint, 'cpu')
     state = content.get('state_dict', content)
