@@ -42,6 +42,7 @@ _PAGE = """<!DOCTYPE html>
 <link rel="icon" href="data:,">
 <style>
   :root { color-scheme: light dark; --line: #8885; --soft: #8882; --add: #1a7f37; --drop: #b35900; }
+  html { scroll-padding-top: 6rem; }  /* below the bar that stays */
   body { margin: 0; font: 15px/1.45 system-ui, sans-serif; }
   header, main { padding: 0 1rem; max-width: 90rem; margin: auto; }
   h1 { font-size: 1.3rem; margin: 1rem 0 .3rem; overflow-wrap: anywhere; }

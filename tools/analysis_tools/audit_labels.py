@@ -25,8 +25,6 @@ from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from rich.console import Console
-from rich.progress import track
 from torch import nn
 
 from asl_mmdet.checkpoint import read_checkpoint
@@ -37,6 +35,7 @@ from asl_mmdet.inferencer import MultiLabelInferencer
 from asl_mmdet.label_audit import Suspects, doubtful_positives, missing_positives
 from asl_mmdet.label_audit_page import audit_page
 from asl_mmdet.models import AsymmetricLoss, ImageClassifier
+from asl_mmdet.progress import track
 from asl_mmdet.structures import dense_targets
 
 THUMBNAIL = 160  # pixels, the longer side
@@ -121,7 +120,7 @@ def audit(cfg: Config, args: argparse.Namespace) -> None:
         )
     thumbnails = {
         image: thumbnail(Path(dataset.image_folder, image))
-        for image in progress(dict.fromkeys(row['image'] for row in shown), 'Thumbnails')
+        for image in track(dict.fromkeys(row['image'] for row in shown), 'Thumbnails')
     }
     earlier = read_corrections(dataset.corrections) if dataset.corrections else []
     page = audit_page(
@@ -203,7 +202,7 @@ def predict(models: Sequence[nn.Module], dataset: MultiLabelDataset, loader: dic
         )
     )
     probabilities, targets = [], []
-    for batch in progress(batches, 'Probabilities'):
+    for batch in track(batches, 'Probabilities'):
         targets.append(dense_targets(batch['data_samples'], len(dataset.metainfo['classes']))[0])
         scores = [[sample.pred_score for sample in model.test_step(batch)] for model in models]
         probabilities.append(torch.stack([torch.stack(one).float().cpu() for one in scores]))
@@ -242,10 +241,6 @@ def thumbnail(path: Path) -> str:
         picture = mmcv.imrescale(picture, scale, interpolation='area')
     _, data = cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, 85])
     return 'data:image/jpeg;base64,' + base64.b64encode(data).decode()
-
-
-def progress(items, description: str):
-    return track(items, description=description, console=Console(file=sys.stderr))
 
 
 if __name__ == '__main__':
