@@ -1,6 +1,5 @@
 """Everybody else's multi-label data: a CSV with one row per image."""
 
-import csv
 import re
 from array import array
 from collections.abc import Iterator, Sequence
@@ -9,8 +8,9 @@ from itertools import islice
 import numpy as np
 from mmdet.registry import DATASETS
 
-from .label_index import AnnotationError, LabelIndex, Ragged, encode_names, quoted
-from .multi_label import MultiLabelDataset, one_of, suggestion
+from .csv_rows import csv_rows, short_list
+from .label_index import AnnotationError, LabelIndex, Ragged, encode_names, quoted, suggestion
+from .multi_label import MultiLabelDataset, one_of
 
 IMAGE_COLUMNS = (
     'image',
@@ -31,32 +31,6 @@ IMAGE_COLUMNS = (
 LABEL_COLUMNS = ('label', 'labels', 'tag', 'tags', 'class', 'classes', 'category', 'categories')
 SEPARATORS = (';', '|', ',', '\t')
 MARKS = {'1': 1, '1.0': 1, 'true': 1, '0': 0, '0.0': 0, 'false': 0, '-1': -1, '-1.0': -1}
-
-
-def csv_rows(path: str, delimiter: str = ',') -> Iterator[tuple[int, list[str]]]:
-    """``(line, cells)`` of each row, a header included, of a UTF-8 file; blank lines do not count.
-
-    Raises:
-        AnnotationError: a row has another number of cells than the first, or its quotes are broken.
-    """
-    line, width, first_line = 1, None, 1
-    with open(path, encoding='utf-8-sig', newline='') as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            for cells in reader:
-                if cells:
-                    if width is None:
-                        width, first_line = len(cells), line
-                    if len(cells) != width:
-                        raise AnnotationError(
-                            f'{path}, line {line}: {len(cells)} fields {_short(cells)}, but line '
-                            f'{first_line} has {width}. A field that holds {delimiter!r} stands in '
-                            'double quotes'
-                        )
-                    yield line, cells
-                line = reader.line_num + 1
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise AnnotationError(f'{path}, the row that begins in line {line}: {error}') from None
 
 
 @DATASETS.register_module()
@@ -140,7 +114,7 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         if picture:
             self._refuse(f'line 1 names a picture, {quoted(picture)}: is there no header?', 'header=False')
         if len(set(header)) < len(header):
-            self._refuse(f'line 1 names a column twice: {_short(header)}', 'header=False, if that line is data')
+            self._refuse(f'line 1 names a column twice: {short_list(header)}', 'header=False, if that line is data')
         if len(header) == 1:
             self._refuse(
                 f'one column only, {quoted(header[0])}', "delimiter=';' or whatever stands between the columns"
@@ -153,7 +127,7 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         found = [column for column, name in enumerate(header) if name.lower() in IMAGE_COLUMNS]
         if len(found) != 1:
             self._refuse(
-                f'{"no" if not found else "more than one"} column of {_short(header)} is called '
+                f'{"no" if not found else "more than one"} column of {short_list(header)} is called '
                 f'{", ".join(IMAGE_COLUMNS[:4])} or the like',
                 'image_column=...',
             )
@@ -166,7 +140,7 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         columns = [column for column in range(len(header)) if column != image]
         if not columns:
             self._refuse('there is no column besides the image', 'delimiter=...')
-        others = f'{len(columns)} columns besides the image, {_short([header[column] for column in columns])}'
+        others = f'{len(columns)} columns besides the image, {short_list([header[column] for column in columns])}'
         if len(columns) > 1 and self.label_form in ('names', 'indices'):
             self._refuse(others, 'label_column=...')
         if len(columns) > 1:
@@ -190,7 +164,7 @@ class CSVMultiLabelDataset(MultiLabelDataset):
             return header.index(column)
         if isinstance(column, int) and 0 <= column < len(header):
             return column
-        raise AnnotationError(f'{self.ann_file} has no column {column!r}; its columns: {_short(header)}')
+        raise AnnotationError(f'{self.ann_file} has no column {column!r}; its columns: {short_list(header)}')
 
     def _refuse(self, reason, way_out):
         raise AnnotationError(f'{self.ann_file}: {reason}. Decide with {way_out}')
@@ -389,7 +363,3 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         row_of_unique = np.empty_like(order)
         row_of_unique[order] = np.arange(len(order))
         return names[first[order]], row_of_unique[inverse]
-
-
-def _short(cells):
-    return ', '.join(quoted(cell[:40]) for cell in cells[:12]) + (' ...' if len(cells) > 12 else '')

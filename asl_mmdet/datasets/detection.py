@@ -11,8 +11,8 @@ from mmengine.config import ConfigDict
 from mmengine.fileio import list_from_file
 
 from .coco import coco_arrays, read_coco_json
-from .label_index import AnnotationError, normalize_names, quoted
-from .multi_label import MultiLabelDataset, missing_files, suggestion
+from .label_index import AnnotationError, normalize_names, quoted, suggestion
+from .multi_label import MultiLabelDataset, missing_files
 
 
 @TRANSFORMS.register_module()

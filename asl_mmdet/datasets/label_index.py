@@ -1,6 +1,7 @@
 """A data set's image names and labels as a handful of arrays: 9 million images cost no Python object each, and worker
 processes share the arrays with their parent through fork."""
 
+import difflib
 import posixpath
 import re
 import reprlib
@@ -26,6 +27,11 @@ quoted = _Quote().repr  # of what a file holds, at most a line long
 
 class AnnotationError(ValueError):
     """The user's data do not fit together. The message is complete: file, line or class, value, and the way out."""
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1) if len(known) < 10000 and len(name) < 100 else []
+    return f' (did you mean {close[0]!r}?)' if close else ''
 
 
 class Ragged:
@@ -76,6 +82,21 @@ class Ragged:
         starts, counts = self.offsets[:-1][rows], counts[rows]
         offsets = np.concatenate([[0], np.cumsum(counts)])
         return Ragged(offsets, self.values[np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], counts)])
+
+    def edited(self, remove: Sequence[tuple[int, int]], add: Sequence[tuple[int, int]]) -> 'Ragged':
+        """With other (image, class) pairs: each of ``remove`` is there, none of ``add`` is, and no pair comes twice."""
+        rows, _, places = self._places(remove)
+        shorter = self._with_counts(np.delete(self.values, places), -np.bincount(rows, minlength=len(self)))
+        rows, columns, places = shorter._places(add)
+        return shorter._with_counts(np.insert(shorter.values, places, columns), np.bincount(rows, minlength=len(self)))
+
+    def _places(self, pairs):
+        rows, columns = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2).T
+        places = [self.offsets[row] + np.searchsorted(self[row], column) for row, column in zip(rows, columns)]
+        return rows, columns, np.array(places, dtype=np.int64)
+
+    def _with_counts(self, values, change):
+        return Ragged(np.concatenate([[0], np.cumsum(self.counts + change)]), values)
 
     def renumber(self, new_of_old: np.ndarray, num_classes: int) -> 'Ragged':
         """Class c becomes ``new_of_old[c]``, or is dropped where that is -1."""

@@ -1,7 +1,6 @@
 """What every multi-label data set shares: choice of classes and images, checks before the first step, the report at
 start, and what happens to an image that cannot be read."""
 
-import difflib
 import logging
 import os
 import os.path as osp
@@ -17,8 +16,9 @@ from mmengine.dataset.base_dataset import force_full_init
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 
+from .corrections import correct
 from .index_cache import cached_index
-from .label_index import CHUNK, AnnotationError, LabelIndex, normalize_names, quoted
+from .label_index import CHUNK, AnnotationError, LabelIndex, normalize_names, quoted, suggestion
 
 
 class MultiLabelDataset(BaseDataset):
@@ -37,6 +37,10 @@ class MultiLabelDataset(BaseDataset):
             held out where CRC-32 of its name in the file, divided by 2^32, is below the fraction.
         missing_images: the folders are listed at start, and an image that is not there is an ``'error'``, or left out
             and counted (``'drop'``); ``'unchecked'`` lists nothing.
+        corrections: CSV of labels to be read otherwise than the file says, as ``tools/analysis_tools/audit_labels.py``
+            has them made: columns image (name in the file), class (name) and decision, which is ``positive``,
+            ``negative`` or ``unknown``. They count before ``unannotated``, ``expected_images`` and ``holdout``, and for
+            all parts of the file; a path that is not absolute starts at ``data_root``.
         allow_outside: whether the file may name images outside the image folder, by ``../`` or absolute paths.
         max_corrupt_images: so many different images of this process may be unreadable in training; each is logged and
             replaced by a random other one, and the next one is an error. In test mode each is an error.
@@ -62,6 +66,7 @@ class MultiLabelDataset(BaseDataset):
         expected_images: int | None = None,
         holdout: dict | None = None,
         missing_images: str = 'error',
+        corrections: str | None = None,
         allow_outside: bool = False,
         max_corrupt_images: int = 10,
         cache: bool | str = True,
@@ -83,6 +88,7 @@ class MultiLabelDataset(BaseDataset):
         self.unannotated, self.untagged_weight, self.expected_images = unannotated, untagged_weight, expected_images
         self.holdout, self.missing_images, self.allow_outside = holdout, missing_images, allow_outside
         self.max_corrupt_images, self.cache = max_corrupt_images, cache
+        self.corrections = corrections and osp.join(data_root, corrections)
         super().__init__(
             ann_file=ann_file,
             metainfo=metainfo,
@@ -158,6 +164,11 @@ class MultiLabelDataset(BaseDataset):
 
     def load_data_list(self) -> LabelIndex:
         index = self.read_index()
+        if self.corrections:
+            self.require_file(self.corrections)
+            # After the cache, which holds what the annotation files say.
+            index, summary = correct(index, self.corrections, self.ann_file, self.untagged_weight)
+            self.log(summary)
         counts = [f'{len(index):,} in {self.ann_file}']
         if self.unannotated == 'drop':
             index = index[index.annotated]
@@ -375,11 +386,6 @@ class MultiLabelDataset(BaseDataset):
 def one_of(name, value, choices):
     if value not in choices:
         raise ValueError(f'{name}={value!r}: give one of {", ".join(map(repr, choices))}')
-
-
-def suggestion(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1) if len(known) < 10000 and len(name) < 100 else []
-    return f' (did you mean {close[0]!r}?)' if close else ''
 
 
 def _held_out(names, fraction):

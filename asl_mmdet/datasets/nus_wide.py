@@ -5,9 +5,9 @@ import ast
 import numpy as np
 from mmdet.registry import DATASETS
 
-from .csv_table import csv_rows
-from .label_index import AnnotationError, LabelIndex, Ragged, encode_names, quoted
-from .multi_label import MultiLabelDataset, suggestion
+from .csv_rows import csv_rows
+from .label_index import AnnotationError, LabelIndex, Ragged, encode_names, quoted, suggestion
+from .multi_label import MultiLabelDataset
 
 
 @DATASETS.register_module()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from mmdet.registry import DATASETS
 
-from .csv_table import csv_rows
+from .csv_rows import csv_rows
 from .label_index import CHUNK, AnnotationError, LabelIndex, Ragged, quoted
 from .multi_label import MultiLabelDataset
 

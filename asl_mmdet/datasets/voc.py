@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 import numpy as np
 from mmdet.registry import DATASETS
 
-from .label_index import AnnotationError, LabelIndex, Ragged, encode_names, quoted
-from .multi_label import MultiLabelDataset, suggestion
+from .label_index import AnnotationError, LabelIndex, Ragged, encode_names, quoted, suggestion
+from .multi_label import MultiLabelDataset
 
 
 @DATASETS.register_module()
