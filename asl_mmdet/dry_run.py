@@ -124,6 +124,8 @@ def _leave_no_traces(cfg: Config, folder: str) -> list[str]:
             if evaluator.get('outfile_prefix'):
                 evaluator.outfile_prefix = osp.join(folder, split)
         if cfg.get(f'{split}_dataloader'):
+            # Worker processes that end with the program leave their sockets behind.
+            cfg[f'{split}_dataloader'].persistent_workers = False
             for dataset in leaf_configs(cfg[f'{split}_dataloader'].dataset):
                 kind = DATASETS.get(dataset.type) if isinstance(dataset.type, str) else dataset.type
                 path = osp.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')

@@ -11,7 +11,7 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 
 from asl_mmdet.structures import MultiLabelDataSample
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_tool
 
 CLASSIFIER = ROOT / 'configs/multi_label/tresnet-narrow_asl_shapes.py'
 DETECTOR = ROOT / 'configs/fcos/fcos_tresnet-narrow_fpn_asl_shapes.py'
@@ -132,5 +132,6 @@ def test_wrong_calls_say_what_is_wrong(browse, tmp_path):
     assert status == 2 and f'no config file {tmp_path}/none.py' in output
     status, output = browse(CLASSIFIER, '-n', 0)
     assert status == 2 and '0 is below 1' in output
-    status, output = browse(CLASSIFIER, '--split', 'val', options=['val_dataloader.dataset.ann_file=x.json'])
-    assert status == 1 and 'x.json does not exist' in output
+    options = ('--split', 'val', '--cfg-options', 'val_dataloader.dataset.ann_file=x.json')
+    done = run_tool('tools/analysis_tools/browse_dataset.py', CLASSIFIER, *options)
+    assert done.returncode == 1 and 'x.json does not exist' in done.stdout.splitlines()[-1]

@@ -106,6 +106,7 @@ def test_a_detector_is_reported(shapes, tmp_path):
     assert 'FCOS on cpu' in report and 'evaluation  a batch of 6 images gives' in report
 
 
+@pytest.mark.slow
 def test_a_stock_config_of_mmdet_is_reported(shapes, tmp_path):
     file = tmp_path / 'retinanet.py'
     file.write_text(

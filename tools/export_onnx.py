@@ -50,8 +50,8 @@ def main() -> None:
         files = image_files(args.check) if args.check else []
         model = trained_model(cfg, args.checkpoint)
         export_onnx(cfg, model, args.out, args.score_thr)
-    except (FileNotFoundError, ImportError, ValueError) as error:
-        parser.exit(1, f'{error}\n')
+    except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
+        parser.exit(1, f'{error.args[-1] if isinstance(error, KeyError) else error}\n')
     print(f'{args.out}: {args.out.stat().st_size / 1e6:.1f} MB, {len(model.dataset_meta["classes"])} classes')
     if files:
         sys.exit(check(cfg, args, files, isinstance(model, ImageClassifier)))
