@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import OrderedDict
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from hypothesis import settings
+from mmengine.logging import MMLogger
 
 # The same cases in every run: a change that passes here passes elsewhere. HYPOTHESIS_PROFILE=random draws new ones.
 settings.register_profile('fixed', derandomize=True, deadline=None)
@@ -41,6 +43,12 @@ def run_tool(*command, cwd=ROOT, env=None, timeout=600):
             process.kill()
             raise
     return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+
+@pytest.fixture
+def new_loggers(monkeypatch):
+    """mmengine's loggers write to what was stderr when they were made, which pytest replaces for every test."""
+    monkeypatch.setattr(MMLogger, '_instance_dict', OrderedDict())
 
 
 def in_processes(function, folder, number=2):

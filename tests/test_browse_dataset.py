@@ -27,7 +27,7 @@ def tool():
 
 
 @pytest.fixture
-def browse(tool, shapes, monkeypatch, capsys):
+def browse(tool, shapes, monkeypatch, capsys, new_loggers):
     def run(config, *args, options=()):
         splits = [f'{split}_dataloader.dataset.data_root={shapes}/' for split in ('train', 'val', 'test')]
         monkeypatch.setattr(sys, 'argv', ['browse', *map(str, (config, *args)), '--cfg-options', *splits, *options])

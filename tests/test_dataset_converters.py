@@ -26,7 +26,7 @@ def load_tool(name):
 
 
 @pytest.fixture
-def convert(monkeypatch, capsys):
+def convert(monkeypatch, capsys, new_loggers):
     """Runs a converter in this process; returns its exit status, and what it prints and logs."""
 
     def run(name, *args):
