@@ -140,6 +140,7 @@ def test_the_change_is_three_lines_and_readme_shows_the_same():
         change = Config.fromstring(without_base(snippet), '.py')
         assert change.custom_imports == dict(imports=['asl_mmdet'], allow_failed_imports=False)
         assert change.model.to_dict() == dict(bbox_head=dict(loss_cls=loss))
+    assert BY_PREFIX in snippets('README.md')
 
 
 @pytest.mark.parametrize('base', BASES)

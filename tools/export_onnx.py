@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from mmdet.apis import DetInferencer
 from mmengine.config import Config, DictAction
-from rich.progress import track
 
 from asl_mmdet.inferencer import MultiLabelInferencer, image_files, trained_model
 from asl_mmdet.models import ImageClassifier
 from asl_mmdet.onnx_export import export_onnx
+from asl_mmdet.progress import track
 
 # As far as a picture's predictions may be from those of torch: pixels, probability.
 BOX_TOLERANCE, SCORE_TOLERANCE = 0.5, 1e-3
@@ -97,7 +97,7 @@ def check(cfg: Config, args: argparse.Namespace, files: list[str], classifier: b
     score_thr = json.loads(session.get_modelmeta().custom_metadata_map['score_thr'])
     find = finder(cfg, args.checkpoint, score_thr, classifier)
     number, alone, box_gap, score_gap = 0, 0, 0, 0
-    for file in track(files, description='Checking'):
+    for file in track(files, 'Checking'):
         expected, found = find(file), predict(session, file)
         pairs, left = pair(expected, found)
         number += len(expected)

@@ -24,6 +24,7 @@ from asl_mmdet.datasets.conversion import (
     report_missing,
 )
 from asl_mmdet.datasets.label_index import quoted
+from asl_mmdet.progress import track
 
 SHAPES = ('box', 'polygon', 'polyline', 'points', 'ellipse', 'cuboid', 'mask', 'skeleton')
 
@@ -178,7 +179,7 @@ def tags_table(named, export: Export, pictures: PictureFolder) -> tuple[LabelTab
         AnnotationError: there are no tags.
     """
     table, others = LabelTable(export.classes, export.path), Counter()
-    for name, image in named:
+    for name, image in track(named, 'Pictures'):
         picture_size(pictures.root / name)
         table.rows[name] = {part.attributes['label'] for part in image.parts if part.kind == 'tag'}
         others.update(part.kind for part in image.parts if part.kind != 'tag')
@@ -196,7 +197,7 @@ def boxes_file(named, export: Export, pictures: PictureFolder) -> tuple[CocoFile
         AnnotationError: there are no boxes or polygons, or a picture has another size than in CVAT.
     """
     coco, others, rotated = CocoFile(export.classes, export.path), Counter(), 0
-    for name, image in named:
+    for name, image in track(named, 'Pictures'):
         size = picture_size(pictures.root / name)
         seen = int(image.number('width')), int(image.number('height'))
         if seen != size:

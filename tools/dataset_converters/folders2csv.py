@@ -20,6 +20,7 @@ from asl_mmdet.datasets.conversion import (
     refuse_to_overwrite,
 )
 from asl_mmdet.datasets.label_index import quoted
+from asl_mmdet.progress import track
 
 SPLITS = {'train', 'training', 'val', 'valid', 'validation', 'test', 'testing'}
 
@@ -93,10 +94,10 @@ def label_table(
 def _by_content(pictures: PictureFolder) -> list[tuple[str, list[str]]]:
     """The first name of each picture, in their order, and all its names."""
     by_size, groups = defaultdict(list), []
-    for name in pictures.names:
+    for name in track(pictures.names, 'Pictures'):
         picture_size(pictures.root / name)
         by_size[(pictures.root / name).stat().st_size].append(name)
-    for names in by_size.values():
+    for names in track(by_size.values(), 'Looking for copies'):
         by_content = defaultdict(list)
         for name in names:
             # Files of a size of their own have no copies.

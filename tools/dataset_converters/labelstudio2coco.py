@@ -28,6 +28,7 @@ from asl_mmdet.datasets.conversion import (
     report_missing,
 )
 from asl_mmdet.datasets.label_index import quoted
+from asl_mmdet.progress import track
 
 BOXES = ('rectanglelabels', 'labels')
 # The form of a picture may differ so much from what Label Studio has seen: copies of another size have rounded sides.
@@ -164,7 +165,7 @@ def choices_table(named, export, pictures, classes=None) -> tuple[LabelTable, li
         AnnotationError: there are no choices for whole images.
     """
     chosen, others = {}, Counter()
-    for name, results, place in named:
+    for name, results, place in track(named, 'Pictures'):
         picture_size(pictures.root / name)
         chosen[name] = set()
         for result in results:
@@ -190,7 +191,7 @@ def boxes_file(named, export, pictures, classes=None) -> tuple[CocoFile, list[st
         AnnotationError: there are no boxes, or a region is wrong.
     """
     images, others, rotated = [], Counter(), 0
-    for name, results, place in named:
+    for name, results, place in track(named, 'Pictures'):
         size, regions = picture_size(pictures.root / name), []
         for result in results:
             kind, value = _kind(result, place)

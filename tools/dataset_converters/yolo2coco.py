@@ -23,6 +23,7 @@ from asl_mmdet.datasets.conversion import (
     report_missing,
 )
 from asl_mmdet.datasets.label_index import quoted
+from asl_mmdet.progress import track
 
 SPLITS = ('train', 'val', 'test')
 CLASS_FILES = ('classes.txt', 'obj.names', 'labels/classes.txt')
@@ -112,7 +113,7 @@ class YoloExport:
         missing += self._labels_without_picture(names)
         notes = report_missing(missing, self.source, self.pictures.root, drop_missing)
         unlabelled = repeated = 0
-        for name in names:
+        for name in track(names, f'Pictures of {split}'):
             size = picture_size(self.pictures.root / name)
             coco.add_image(name, size)
             path = self.pictures.root / label_file(name)
