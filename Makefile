@@ -3,6 +3,7 @@ PYTHON ?= python3
 STACK ?= onedl
 VENV ?= $(if $(filter onedl,$(STACK)),.venv,.venv-$(STACK))
 ARGS ?=
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow bench lint clean
@@ -19,6 +20,7 @@ help:
 	@echo 'PYTHON=python3.11   the Python (3.10 to 3.12) that a new environment is made from'
 	@echo 'STACK=openmmlab     the packages of January 2024 instead of the maintained ones, in .venv-openmmlab'
 	@echo 'VENV=/path/to/env   an environment that is there already, venv or conda; its torch is kept'
+	@echo 'JOBS=4              test processes side by side (2 where nothing is said)'
 	@echo 'ARGS="..."          more arguments for tools/demo.py, pytest, tools/analysis_tools/benchmark.py or ruff'
 
 install:
@@ -29,8 +31,10 @@ install:
 demo: install
 	$(VENV)/bin/python tools/demo.py $(ARGS)
 
+# Waiting threads of one process would take the core of the other.
+test: export OMP_WAIT_POLICY = PASSIVE
 test: install
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-slow: install
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)

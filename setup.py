@@ -91,6 +91,7 @@ setup(
             'onnxruntime',
             'onnxscript',
             'pytest',
+            'pytest-xdist',
             'safetensors',
             'scikit-learn',
             'selenium',

@@ -28,6 +28,7 @@ from mmengine.structures import BaseDataElement
 from asl_mmdet.command_line import exit_on_known_faults
 from asl_mmdet.datasets.detection import guard_detection_data
 from asl_mmdet.hooks.exact_resume_hook import seed_from
+from asl_mmdet.progress import track
 from asl_mmdet.visualization import MultiLabelVisualizer
 
 COLUMNS = 5
@@ -89,7 +90,7 @@ def browse(
 
     meta, visualizers = getattr(dataset, 'metainfo', {}), {}
     pictures, stretched = [], 0
-    for index in indices:
+    for index in track(indices, 'Pictures'):
         for turn in range(repeat):
             seed_from(seed, index, turn)
             data = preprocessor(loader.collate_fn([dataset[index]]), split == 'train')
