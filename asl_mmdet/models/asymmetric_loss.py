@@ -121,7 +121,10 @@ def asymmetric_loss(
         loss = _AsymmetricLossElements.apply(logits, loss, grad) * scale
     else:
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        scale = torch.as_tensor(scale, dtype=dtype, device=logits.device)
+        if torch.is_tensor(scale):
+            scale = scale.to(logits.device, dtype)
+        else:
+            scale = logits.new_full((), scale, dtype=dtype)
         # Times 1 / N a small gradient would be lost in float16, before the loss scale can save it.
         folded, left_over = scale, None
         if logits.dtype == torch.float16:
@@ -384,8 +387,10 @@ class AsymmetricLoss(nn.Module):
             fused=self.fused,
         )
         # Labels out of range are NaN in the loss, which a CPU can look at.
-        if not torch.compiler.is_compiling() and loss.device.type == 'cpu' and not math.isfinite(loss.detach().sum()):
-            _check_labels(target, pred.shape[1], self.ignore_index)
+        if loss.is_cpu and not torch.compiler.is_compiling():
+            total = loss if loss.ndim == 0 else loss.detach().sum()
+            if not math.isfinite(total.item()):
+                _check_labels(target, pred.shape[1], self.ignore_index)
         return loss
 
     def _check_shapes(self, pred: Tensor, target: Tensor) -> None:

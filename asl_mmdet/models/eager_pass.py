@@ -24,7 +24,7 @@ def eager_pass(
 ) -> Outcome:
     """As ``one_pass``, on a CPU in blocks of rows."""
     rows, num_classes = logits.shape
-    step = max(1, BLOCK // num_classes) if logits.device.type == 'cpu' else max(rows, 1)
+    step = max(1, BLOCK // num_classes) if logits.is_cpu else max(rows, 1)
     if rows <= step:
         loss, grad, sums = _block(setting, logits, targets, weight, gamma_neg, clip, sums)
         return Outcome(loss * scale, (grad * scale).to(logits.dtype), sums)
@@ -48,7 +48,7 @@ def _block(
     clip: Tensor | None,
     sums: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    if logits.device.type == 'cpu' and logits.numel():
+    if logits.is_cpu and logits.numel():
         found = _negatives_and_positives(setting, logits, targets, weight, gamma_neg, clip, sums)
         if found is not None:
             return found

@@ -26,7 +26,7 @@ def choose_pass(logits: Tensor, fused: bool | None) -> Callable[..., Outcome]:
     size = logits.numel()
     if fused is None:
         # By size and device alone, so that a resumed run computes what an uninterrupted one does.
-        worth_it = logits.is_cuda or (size >= WORTH_COMPILING and logits.device.type == 'cpu')
+        worth_it = logits.is_cuda or (size >= WORTH_COMPILING and logits.is_cpu)
         return _fused_where_possible if worth_it and size else eager_pass
     return fused_pass if fused and size else eager_pass
 
@@ -58,7 +58,7 @@ def fused_pass(setting: Setting, logits: Tensor, targets: Tensor, *tensors: Tens
     Labels of floating point are taken for 0 and 1 on a CPU, where a look at the loss costs little, and passed over once
     more if some are not.
     """
-    if setting.hard or logits.device.type != 'cpu':
+    if setting.hard or not logits.is_cpu:
         return compiled_pass(setting, logits, targets, *tensors)
     outcome = compiled_pass(setting._replace(hard=True), logits, targets, *tensors)
     if not math.isfinite(outcome.loss):
@@ -88,23 +88,39 @@ def _kernel(setting: Setting, *signature) -> Callable[..., Outcome]:
 
     code = run.__code__.replace(co_name='asymmetric_loss_pass')
     own = types.FunctionType(code, run.__globals__, code.co_name, None, run.__closure__)
-    compiled = torch.compile(own, fullgraph=True, options=_options())
+    # fullgraph=True would be looked after at every call.
+    compiled = torch.compile(own, options=_options(on_cpu=signature[-4].type == 'cpu'))
     is_new = True
 
     def call(*tensors):
         nonlocal is_new
         if is_new:
-            compiled(*(None if tensor is None else _example(i, tensor) for i, tensor in enumerate(tensors)))
+            examples = [None if tensor is None else _example(i, tensor) for i, tensor in enumerate(tensors)]
+            with torch._dynamo.config.patch(_without_notes()):
+                compiled(*examples)
             is_new = False
         return compiled(*tensors)
 
     return call
 
 
-def _options() -> dict[str, str]:
-    """Lets the compiler of a CPU contract a * b + c, which it does not by itself; a GPU's does."""
-    contraction = 'cpp.enable_floating_point_contract_flag'
-    return {contraction: 'fast'} if contraction in torch._inductor.list_options() else {}
+def _options(on_cpu: bool) -> dict[str, object]:
+    """Of torch.compile, as far as this version of torch has them."""
+    options = {}
+    # A GPU's compiler contracts a * b + c by itself.
+    if 'cpp.enable_floating_point_contract_flag' in torch._inductor.list_options():
+        options['cpp.enable_floating_point_contract_flag'] = 'fast'
+    # To look at every call for what _kernel has told apart takes longer than the kernel on a small batch. On a GPU it
+    # is also how torch sees that an index no longer fits in 32 bits.
+    if on_cpu and hasattr(torch.compiler, 'skip_all_guards_unsafe'):
+        options['guard_filter_fn'] = torch.compiler.skip_all_guards_unsafe
+    return options
+
+
+def _without_notes() -> dict[str, bool]:
+    """Keeps out of the compiled code what only measures torch's own overhead, and adds to it."""
+    name = 'record_runtime_overhead'
+    return {name: False} if hasattr(torch._dynamo.config, name) else {}
 
 
 def _example(position: int, tensor: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ def scale_gradient(grad: Tensor, factor: Tensor) -> None:
         grad: any shape and floating dtype; the product is rounded once, from float32 for half precision.
         factor: 0-d, float32 or float64, on the device of ``grad``.
     """
-    grad = grad.detach().data
-    if grad.device.type == 'cpu' and factor.item() == 1:
+    grad = grad.data
+    if grad.is_cpu and factor.item() == 1:
         return
     kernel = _triton_kernel() if grad.is_cuda and grad.dtype != torch.float64 and grad.is_contiguous() else None
     if kernel is not None:

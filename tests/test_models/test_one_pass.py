@@ -145,7 +145,10 @@ def test_kernel_equals_single_operations(kind, dtype, kwargs):
 
 def test_one_kernel_serves_every_number_of_rows_and_classes():
     loss = AsymmetricLoss(fused=True, gamma_neg=3.0)
+    torch._dynamo.utils.counters.clear()
     loss(*batch(40, 30, 'index'))
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 1
+    assert not torch._dynamo.utils.counters['graph_break']
     with torch._dynamo.config.patch(error_on_recompile=True):
         for rows, classes in ((41, 30), (300, 30), (7, 11), (1000, 80)):
             logits, target = batch(rows, classes, 'index')
