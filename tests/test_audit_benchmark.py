@@ -113,7 +113,7 @@ def test_a_run(shapes, tmp_path):
     done = run_tool(*command, env=env)
     assert done.returncode == 0, done.stdout
     text = (tmp_path / 'out/results.md').read_text()
-    assert text in done.stdout and text.count('\n| ') == 9 and '2 seeds. ' in text
+    assert text in done.stdout and text.count('\n| ') == 8 and '2 seeds. ' in text
     # Networks are not trained again.
     again = run_tool(*command, env=env)
     assert again.returncode == 0 and text in again.stdout and 'Epoch(train)' not in again.stdout
