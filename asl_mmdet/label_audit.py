@@ -20,7 +20,7 @@ class Suspects:
         images, classes: rows and columns of the targets.
         p_mean, p_std: probability over the epochs, its standard deviation with E in the denominator (0 for one epoch).
         limit: what ``p_mean`` is beyond: p* for missing positives, for doubtful ones the class's mean over negatives.
-        suspicion: in (0, 1], falling.
+        suspicion: in [0, 1], falling; 0 for negatives that do not lie beyond p*.
     """
 
     images: np.ndarray
@@ -40,6 +40,7 @@ def missing_positives(
     gamma_neg: float | np.ndarray,
     clip: float,
     detach_focusing: bool = False,
+    at_least: int = 0,
 ) -> Suspects:
     """Negatives beyond p*, where the gradient of ASL begins to fall: "suspected as mislabelled" (section 2.5, point 3).
 
@@ -51,6 +52,7 @@ def missing_positives(
         targets: (N, C).
         gamma_neg: 0 or more, or (C,), one for each class. A class whose gradient has no p* has no suspects.
         clip: m, in [0, 1).
+        at_least: how many to return, the next below p* where fewer lie beyond it, as far as there are negatives.
 
     Raises:
         ValueError: shapes do not fit; or no class has a p*, as under cross-entropy.
@@ -72,8 +74,13 @@ def missing_positives(
             f'under gamma_neg={gamma_neg}, clip={clip:g} the gradient of negatives does not fall before p = 1: this '
             'loss suspects no label. Train with gamma_neg=4, clip=0.05'
         )
-    images, classes = np.nonzero((targets == 0) & (mean > p_star))
-    return _ranked(probabilities, images, classes, p_star[classes], suspicion[images, classes])
+    suspicion[mean <= p_star] = 0
+    above = np.where(targets == 0, mean - p_star, -np.inf)
+    eligible = np.count_nonzero(np.isfinite(above))
+    number = max(np.count_nonzero(above > 0), min(at_least, eligible))
+    images, classes = np.unravel_index(np.argsort(-above, axis=None, kind='stable')[:number], above.shape)
+    beyond = above[images, classes]
+    return _ranked(probabilities, images, classes, p_star[classes], suspicion[images, classes], beyond)
 
 
 def doubtful_positives(probabilities: np.ndarray, targets: np.ndarray) -> Suspects:
@@ -99,7 +106,7 @@ def doubtful_positives(probabilities: np.ndarray, targets: np.ndarray) -> Suspec
     images, classes = np.nonzero((targets == 1) & low)
     limit = limits.mean(0)[classes]
     p = probabilities[:, images, classes].mean(0, dtype=np.float64)
-    return _ranked(probabilities, images, classes, limit, 1 - p / limit)
+    return _ranked(probabilities, images, classes, limit, 1 - p / limit, limit - p)
 
 
 def _check(probabilities, targets):
@@ -110,8 +117,8 @@ def _check(probabilities, targets):
         )
 
 
-def _ranked(probabilities, images, classes, limit, suspicion):
+def _ranked(probabilities, images, classes, limit, suspicion, beyond):
     p = probabilities[:, images, classes].astype(np.float64)
-    # Ties of suspicion, by rounding next to p = 1, are told apart by p.
-    order = np.lexsort((-np.abs(p.mean(0) - limit), -suspicion))
+    # Ties of suspicion, by rounding next to p = 1 and all of 0, are told apart by p.
+    order = np.lexsort((-beyond, -suspicion))
     return Suspects(*(x[order] for x in (images, classes, p.mean(0), p.std(0), limit, suspicion)))

@@ -136,6 +136,22 @@ def test_says_what_it_had_to_do_without(audit, tmp_path):
     assert left_out[0] in page and page.count('"rank"') == 4
 
 
+def test_lists_as_many_negatives_as_are_asked_for(audit, tmp_path):
+    lists = {}
+    for number in (0, 60):
+        status, output = audit('--epochs', 2, '--missing', number, '--out-dir', tmp_path / str(number))
+        assert not status, output
+        with open(tmp_path / str(number) / 'audit.csv', encoding='utf-8', newline='') as file:
+            lists[number] = [row for row in csv.DictReader(file) if row['label'] == '0']
+    beyond = len(lists[0])
+    assert 0 < beyond < 60 == len(lists[60]) and lists[60][:beyond] == lists[0]
+    assert f' {60 - beyond} of suspicion 0 follow, the most probable others.' in output
+    added = lists[60][beyond:]
+    assert {float(row['suspicion']) for row in added} == {0}
+    p = [float(row['p_mean']) for row in added]
+    assert p == sorted(p, reverse=True) and p[0] <= P_STAR + 1e-6
+
+
 @pytest.mark.parametrize(
     'settings, message',
     [

@@ -52,6 +52,21 @@ def test_a_gamma_for_each_class():
     np.testing.assert_allclose(found.limit, points[0])
 
 
+@pytest.mark.parametrize('at_least, found', [(0, [3]), (1, [3]), (2, [3, 1]), (3, [3, 1, 0]), (9, [3, 1, 0])])
+def test_as_many_as_are_asked_for(at_least, found):
+    """The next below p*, of which none is suspected; neither positives nor unknown labels take part."""
+    p, targets = np.array([[[0.2, 0.5, 0.99, 0.9, 0.95]]]), np.array([[0, 0, 1, 0, -1]])
+    suspects = missing_positives(p, targets, gamma_neg=0, clip=MARGIN, at_least=at_least)
+    assert suspects.classes.tolist() == found
+    assert suspects.suspicion[0] > 0 and suspects.suspicion[1:].tolist() == [0] * (len(found) - 1)
+
+
+def test_none_is_added_of_a_class_without_a_point():
+    p = np.array([[[0.9, 0.8, 0.1]]])
+    found = missing_positives(p, np.zeros((1, 3)), np.array([4.0, 0.0, 4.0]), 0.0, at_least=3)
+    assert found.classes.tolist() == [0, 2]
+
+
 @pytest.mark.parametrize('detach_focusing, gamma_neg', [(False, 0), (True, 4)])
 def test_a_loss_that_suspects_nothing_is_refused(detach_focusing, gamma_neg):
     with pytest.raises(ValueError, match=f'gamma_neg={gamma_neg}, clip=0 .* suspects no label. Train with gamma_neg=4'):

@@ -52,6 +52,13 @@ def main() -> None:
         default=5,
         help='how many checkpoints to average where one is named (default: %(default)s)',
     )
+    parser.add_argument(
+        '--missing',
+        type=int,
+        default=0,
+        metavar='N',
+        help='where fewer negatives lie beyond p*, add the most probable others up to this number (default: 0)',
+    )
     parser.add_argument('--out-dir', type=Path, help='default: label_audit beside the last checkpoint')
     parser.add_argument(
         '--page-limit', type=int, default=1000, help='suspects of each kind on the page (default: %(default)s)'
@@ -61,6 +68,8 @@ def main() -> None:
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings of the config'
     )
     args = parser.parse_args()
+    if args.missing < 0:
+        parser.error(f'--missing {args.missing}: give a number of 0 or more')
     for name in ('epochs', 'page_limit'):
         if getattr(args, name) < 1:
             parser.error(f'--{name.replace("_", "-")} {getattr(args, name)}: give a number of 1 or more')
@@ -93,9 +102,10 @@ def audit(cfg: Config, args: argparse.Namespace) -> None:
             f'{", ".join(dataset.metainfo["classes"][:5])} ...: they must be the same, in the same order'
         )
     probabilities, targets = predict(models, dataset, cfg.test_dataloader)
-    missing = missing_positives(probabilities, targets, gamma_neg, clip, detach_focusing)
+    missing = missing_positives(probabilities, targets, gamma_neg, clip, detach_focusing, args.missing)
     doubtful = doubtful_positives(probabilities, targets)
 
+    beyond = np.count_nonzero(missing.p_mean > missing.limit)
     averaged = (
         f'{len(checkpoints)} checkpoints, {", ".join(path.name for path in checkpoints)}'
         if len(checkpoints) > 1
@@ -104,7 +114,12 @@ def audit(cfg: Config, args: argparse.Namespace) -> None:
     notes = [
         f'Probabilities of {len(dataset):,} training images without augmentation, averaged over {averaged}.',
         f'Loss of {args.config}: gamma_neg={gamma_neg}, clip={clip:g}.',
-        f'{len(missing):,} of {np.count_nonzero(targets == 0):,} negatives lie beyond p*: suspected missing positives.',
+        f'{beyond:,} of {np.count_nonzero(targets == 0):,} negatives lie beyond p*: suspected missing positives.'
+        + (
+            f' {len(missing) - beyond:,} of suspicion 0 follow, the most probable others.'
+            if len(missing) > beyond
+            else ''
+        ),
         f'{len(doubtful):,} of {np.count_nonzero(targets == 1):,} positives lie below the mean over the negatives of '
         'their class in every checkpoint: doubtful positives.',
     ]
