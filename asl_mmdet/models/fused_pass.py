@@ -75,12 +75,12 @@ def compiled_pass(setting: Setting, *tensors: Tensor | None) -> Outcome:
     # What torch makes a kernel of its own for, sizes of 1 among it.
     kinds = [None if tensor is None else (tensor.dtype, *[min(n, 2) for n in tensor.shape]) for tensor in tensors]
     device = tensors[0].device
-    state = (device, torch.is_autocast_enabled(device.type), torch.is_inference_mode_enabled(), torch.get_num_threads())
-    return _kernel(setting, *kinds, *state)(*tensors)
+    state = (torch.is_autocast_enabled(device.type), torch.is_inference_mode_enabled(), torch.get_num_threads())
+    return _kernel(setting, device, *kinds, *state)(*tensors)
 
 
 @functools.cache
-def _kernel(setting: Setting, *signature) -> Callable[..., Outcome]:
+def _kernel(setting: Setting, device: torch.device, *signature) -> Callable[..., Outcome]:
     """torch keeps eight kernels for one piece of code; here all that it tells apart has a piece of its own."""
 
     def run(*tensors):
@@ -89,7 +89,7 @@ def _kernel(setting: Setting, *signature) -> Callable[..., Outcome]:
     code = run.__code__.replace(co_name='asymmetric_loss_pass')
     own = types.FunctionType(code, run.__globals__, code.co_name, None, run.__closure__)
     # fullgraph=True would be looked after at every call.
-    compiled = torch.compile(own, options=_options(on_cpu=signature[-4].type == 'cpu'))
+    compiled = torch.compile(own, options=_options(on_cpu=device.type == 'cpu'))
     is_new = True
 
     def call(*tensors):
