@@ -76,9 +76,11 @@ def missing_positives(
         )
     suspicion[mean <= p_star] = 0
     above = np.where(targets == 0, mean - p_star, -np.inf)
-    eligible = np.count_nonzero(np.isfinite(above))
-    number = max(np.count_nonzero(above > 0), min(at_least, eligible))
-    images, classes = np.unravel_index(np.argsort(-above, axis=None, kind='stable')[:number], above.shape)
+    chosen = np.flatnonzero(above > 0)
+    if len(chosen) < at_least:
+        chosen = np.argsort(-above, axis=None, kind='stable')[:at_least]
+        chosen = chosen[np.isfinite(above.flat[chosen])]
+    images, classes = np.unravel_index(chosen, above.shape)
     beyond = above[images, classes]
     return _ranked(probabilities, images, classes, p_star[classes], suspicion[images, classes], beyond)
 

@@ -21,7 +21,9 @@ def track(items: Collection[T], what: str, every: float = 30) -> Iterator[T]:
     """
     console = Console(stderr=True)
     if console.is_terminal:
-        yield from progress.track(items, what, console=console)
+        # What is printed meanwhile stands above the bar, but stays in a file that stdout was sent to.
+        with progress.Progress(console=console, redirect_stdout=sys.stdout.isatty()) as bar:
+            yield from bar.track(items, description=what)
         return
     start = told = time.monotonic()
     for done, item in enumerate(items, 1):

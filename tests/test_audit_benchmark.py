@@ -2,7 +2,6 @@
 
 import csv
 import importlib
-import os
 import re
 import sys
 
@@ -109,7 +108,7 @@ def test_a_run(shapes, tmp_path):
         '--cfg-options', f'train_dataloader.dataset.data_root={shapes}/', 'train_cfg.max_epochs=1',
         'param_scheduler.0.total_steps=1', 'train_dataloader.batch_size=8',
     ]  # fmt: skip
-    env = {**os.environ, 'PYTHONPATH': str(tmp_path)}
+    env = dict(PYTHONPATH=str(tmp_path))
     done = run_tool(*command, env=env)
     assert done.returncode == 0, done.stdout
     text = (tmp_path / 'out/results.md').read_text()

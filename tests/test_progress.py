@@ -30,3 +30,11 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setenv('FORCE_COLOR', '1')
     assert list(progress.track('abc', 'Inference')) == ['a', 'b', 'c']
     assert 'Inference' in (text := capsys.readouterr().err) and '100%' in text
+
+
+def test_what_a_command_prints_meanwhile_goes_where_it_was_sent(monkeypatch, capsys):
+    """stderr is a terminal here, stdout a file."""
+    monkeypatch.setenv('FORCE_COLOR', '1')
+    for item in progress.track('abc', 'Inference'):
+        print('found', item)
+    assert capsys.readouterr().out == 'found a\nfound b\nfound c\n'
