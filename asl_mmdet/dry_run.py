@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmdet.registry import DATASETS
+from mmdet.registry import DATASETS, VISUALIZERS
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import CheckpointHook, Hook
@@ -23,6 +23,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.structures import BaseDataElement
+from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -56,8 +57,13 @@ def dry_run(cfg: Config) -> list[str]:
     """
     work_dir, cfg = cfg.work_dir, Config(cfg.to_dict())
     # Loaders and pycocotools print; the report alone is to be on stdout.
-    with tempfile.TemporaryDirectory(prefix='asl_mmdet-check-') as folder, contextlib.redirect_stdout(sys.stderr):
+    with (
+        tempfile.TemporaryDirectory(prefix='asl_mmdet-check-') as folder,
+        contextlib.redirect_stdout(sys.stderr),
+        contextlib.ExitStack() as before_folder_goes,
+    ):
         not_started = _leave_no_traces(cfg, folder)
+        before_folder_goes.callback(_close_visualizer, cfg)
         with _doing('building the model, hooks and logger'):
             if not cfg.get('train_cfg') or not cfg.get('train_dataloader'):
                 raise DryRunError('the config has no train_cfg or train_dataloader: there is nothing to train')
@@ -132,6 +138,15 @@ def _leave_no_traces(cfg: Config, folder: str) -> list[str]:
                 if kind and issubclass(kind, MultiLabelDataset) and dataset.get('cache', True) is True:
                     dataset.cache = osp.isfile(path + '.labels.npz') or folder
     return [str(backend.get('type')) for backend in backends if backend not in kept]
+
+
+def _close_visualizer(cfg: Config) -> None:
+    """Ends TensorBoard's thread, which would write into a folder that is being removed."""
+    # It outlives a Runner whose construction failed, and is found by its name alone.
+    kind = cfg.visualizer.type if cfg.get('visualizer') else Visualizer
+    kind = VISUALIZERS.get(kind) if isinstance(kind, str) else kind
+    if kind and kind.check_instance_created(cfg.experiment_name):
+        kind.get_instance(cfg.experiment_name).close()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
+import contextlib
 import json
 import os
 import re
 import shutil
+import threading
 from collections import Counter
 
 import pytest
@@ -44,7 +46,7 @@ def boxes_of_first_images(shapes, number):
     return [(a['image_id'], CLASSES[a['category_id'] - 1]) for a in content['annotations'] if a['image_id'] in first]
 
 
-def test_check_is_an_option_of_train_and_leaves_nothing_behind(shapes, tmp_path):
+def test_check_is_an_option_of_train_and_leaves_nothing_behind(shapes, tmp_path, tmp_path_factory):
     data = tmp_path / 'data'
     shutil.copytree(shapes, data)
     (tmp_path / 'tmp').mkdir()
@@ -53,7 +55,9 @@ def test_check_is_an_option_of_train_and_leaves_nothing_behind(shapes, tmp_path)
     config.write_text('\n'.join([f"_base_ = '{CLASSIFIER}'", *options]))
     before = snapshot(tmp_path)
     train = ROOT / 'tools/train.py'
-    done = run_tool(train, config, '--check', cwd=tmp_path, env=dict(TMPDIR=str(tmp_path / 'tmp')))
+    # torch keeps compiled kernels among temporary files.
+    env = dict(TMPDIR=str(tmp_path / 'tmp'), TORCHINDUCTOR_CACHE_DIR=str(tmp_path_factory.mktemp('kernels')))
+    done = run_tool(train, config, '--check', cwd=tmp_path, env=env)
     assert done.returncode == 0 and done.stdout.endswith('\nfit to be trained\n'), done.stdout
     assert re.search(r'^train +16 images in 2 batches of 8, 2 workers; 6 classes$', done.stdout, re.M)
     assert re.search(r'^val +6 images in 1 batches of 32', done.stdout, re.M)
@@ -245,3 +249,13 @@ def test_backends_that_write_elsewhere_are_not_started(shapes, tmp_path):
     ]
     assert 'not started WandbVisBackend: they would write elsewhere' in dry_run(cfg)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('num_classes', [6, 'six'])
+def test_no_thread_writes_into_the_folder_that_is_removed(shapes, tmp_path, num_classes):
+    """TensorBoard's writer ends, also where the model could not be built once the visualizer was there."""
+    cfg = config_on(shapes, tmp_path, **{'model.head.num_classes': num_classes})
+    before = set(threading.enumerate())
+    with contextlib.nullcontext() if num_classes == 6 else pytest.raises(DryRunError, match='building the model'):
+        dry_run(cfg)
+    assert set(threading.enumerate()) <= before
