@@ -8,8 +8,9 @@ from torch import Tensor
 
 from .one_pass import Outcome, Setting, add_counts, elements, focal, focal_with_margin, is_zero, log1p
 
-# Elements of a block of rows: with what is made of them, about what the caches of a CPU hold.
-BLOCK = 131072
+# Elements of a block of rows. Threads meet after every operation, so that smaller blocks cost more on several of them, and
+# larger ones leave the caches of a CPU.
+BLOCK = 1 << 20
 
 
 def eager_pass(
@@ -27,7 +28,7 @@ def eager_pass(
     step = max(1, BLOCK // num_classes) if logits.is_cpu else max(rows, 1)
     if rows <= step:
         loss, grad, sums = _block(setting, logits, targets, weight, gamma_neg, clip, sums)
-        return Outcome(loss * scale, (grad * scale).to(logits.dtype), sums)
+        return Outcome(loss * scale, grad.mul_(scale).to(logits.dtype), sums)
     grad = torch.empty_like(logits)
     losses = []
     for start in range(0, rows, step):
@@ -35,7 +36,7 @@ def eager_pass(
         part_weight = weight[part] if weight is not None and weight.ndim == 2 and len(weight) == rows else weight
         loss, part_grad, sums = _block(setting, logits[part], targets[part], part_weight, gamma_neg, clip, sums)
         losses.append(loss)
-        grad[part] = part_grad.mul_(scale)
+        torch.mul(part_grad, scale, out=grad[part])
     return Outcome(torch.stack(losses).sum() * scale, grad, sums)
 
 
@@ -79,11 +80,11 @@ def _negatives_and_positives(
     gamma_neg = setting.gamma_neg if gamma_neg is None else gamma_neg
     clip = setting.clip
 
-    wrong, right = torch.sigmoid(z), torch.sigmoid(-z)
+    wrong, right = torch.sigmoid(z), (-z).sigmoid_()
     if is_zero(clip):
         loss, grad = focal(right, wrong, F.logsigmoid(-z), gamma_neg, setting.detach_focusing)
     else:
-        p_m = torch.relu(wrong - clip)
+        p_m = F.softshrink(wrong, clip)
         log = log1p(-p_m, right, clip)
         loss, grad = focal_with_margin(right, wrong, p_m, log, gamma_neg, clip, setting.detach_focusing)
     if neg_weight != 1:

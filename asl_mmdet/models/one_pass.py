@@ -108,10 +108,15 @@ def log1p(x: Tensor, right: Tensor | None = None, clip: float | Tensor = 1.0) ->
 def focal(
     right: Tensor, wrong: Tensor, log: Tensor, gamma: float | Tensor, detach_focusing: bool
 ) -> tuple[Tensor, Tensor]:
-    """-wrong^gamma log and its derivative with respect to s, where log = log(right)."""
+    """-wrong^gamma log and its derivative with respect to s, where log = log(right); new tensors."""
     focusing = power(wrong, gamma)
-    slope = wrong if detach_focusing or is_zero(gamma) else wrong - gamma * right * log
-    return -focusing * log, focusing * slope
+    if detach_focusing or is_zero(gamma):
+        slope = wrong
+    elif torch.is_tensor(gamma):
+        slope = wrong - gamma * right * log
+    else:
+        slope = torch.addcmul(wrong, right, log, value=-gamma)
+    return torch.mul(log, focusing).neg_(), focusing * slope
 
 
 def focal_with_margin(
@@ -123,21 +128,21 @@ def focal_with_margin(
     clip: float | Tensor,
     detach_focusing: bool,
 ) -> tuple[Tensor, Tensor]:
-    """-p_m^gamma log and its derivative with respect to s (eq. 8), where log = log(1 - p_m)."""
+    """-p_m^gamma log and its derivative with respect to s (eq. 8), where log = log(1 - p_m); new tensors."""
     # right / (1 - p_m), which has a limit where both are 0.
     share = right / (right + clip)
     if not torch.is_tensor(gamma) and gamma >= 1 and gamma == int(gamma):
         below = power(p_m, gamma - 1)
-        focusing, ratio = below * p_m, below * log
-        loss = -p_m * ratio
-        slope = focusing * share if detach_focusing else focusing * share - gamma * right * ratio
-    else:
-        focusing = p_m**gamma
-        loss = -focusing * log
-        slope = share if detach_focusing else share - gamma * right * (log / p_m)
-        # Eq. 8 is 0 up to the margin, also where powers of 0 are not.
-        slope = torch.where(p_m == 0, 0, focusing * slope)
-    return loss, wrong * slope
+        loss = torch.mul(log, below).mul_(p_m).neg_()
+        slope = share.mul_(p_m)
+        if not detach_focusing:
+            slope.addcmul_(right, log, value=-gamma)
+        return loss, slope.mul_(below).mul_(wrong)
+    focusing = p_m**gamma
+    slope = share if detach_focusing else share - gamma * right * (log / p_m)
+    # Eq. 8 is 0 up to the margin, also where powers of 0 are not.
+    slope = torch.where(p_m == 0, 0, focusing * slope)
+    return torch.mul(log, focusing).neg_(), wrong * slope
 
 
 def is_zero(value: float | Tensor) -> bool:
@@ -145,8 +150,8 @@ def is_zero(value: float | Tensor) -> bool:
 
 
 def power(x: Tensor, exponent: float | Tensor) -> Tensor | float:
-    """x ** exponent, by multiplications for whole exponents up to 16."""
-    if torch.is_tensor(exponent) or not (exponent == int(exponent) and exponent <= 16):
+    """x ** exponent, by multiplications for whole exponents up to 16, which torch does itself for 2 and 3."""
+    if torch.is_tensor(exponent) or exponent in (2, 3) or not (exponent == int(exponent) and exponent <= 16):
         return x**exponent
     result, square, left = 1.0, x, int(exponent)
     while left:
