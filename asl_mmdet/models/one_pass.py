@@ -108,9 +108,11 @@ def log1p(x: Tensor, right: Tensor | None = None, clip: float | Tensor = 1.0) ->
 def focal(
     right: Tensor, wrong: Tensor, log: Tensor, gamma: float | Tensor, detach_focusing: bool
 ) -> tuple[Tensor, Tensor]:
-    """-wrong^gamma log and its derivative with respect to s, where log = log(right); new tensors."""
+    """-wrong^gamma log and its derivative with respect to s, where log = log(right)."""
+    if is_zero(gamma):
+        return -log, wrong
     focusing = power(wrong, gamma)
-    if detach_focusing or is_zero(gamma):
+    if detach_focusing:
         slope = wrong
     elif torch.is_tensor(gamma):
         slope = wrong - gamma * right * log
@@ -128,7 +130,7 @@ def focal_with_margin(
     clip: float | Tensor,
     detach_focusing: bool,
 ) -> tuple[Tensor, Tensor]:
-    """-p_m^gamma log and its derivative with respect to s (eq. 8), where log = log(1 - p_m); new tensors."""
+    """-p_m^gamma log and its derivative with respect to s (eq. 8), where log = log(1 - p_m)."""
     # right / (1 - p_m), which has a limit where both are 0.
     share = right / (right + clip)
     if not torch.is_tensor(gamma) and gamma >= 1 and gamma == int(gamma):
