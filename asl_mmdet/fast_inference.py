@@ -13,9 +13,9 @@ def fast_inference(model: nn.Module, compile: bool = False) -> nn.Module:
     Args:
         model: detector, classifier or backbone.
         compile: also run the backbone through torch.compile, which fuses activations into the convolutions and packs
-            the weights once, as they are at the first call under ``no_grad``; later changes of them go unseen. The
-            first call takes seconds to minutes, the first one of another size once more. A C++ compiler is needed, on a
-            GPU Triton.
+            the weights once, as they are at the first call under ``no_grad``: a second copy of them, in which later
+            changes go unseen. The first call takes seconds to minutes, and so does the first one of another size, for
+            code that serves any size and packs the weights at every call. A C++ compiler is needed, on a GPU Triton.
 
     Returns:
         ``model``, in eval mode.
@@ -23,5 +23,9 @@ def fast_inference(model: nn.Module, compile: bool = False) -> nn.Module:
     model.eval()
     fuse_conv_bn(model).to(memory_format=torch.channels_last)
     if compile:
-        getattr(model, 'backbone', model).compile(options=dict(freezing=True))
+        backbone = getattr(model, 'backbone', model)
+        backbone.compile()
+        # As an option of compile it is ignored: whether weights are constants is decided before options count.
+        freezing = torch._inductor.config.patch(freezing=True)
+        backbone._compiled_call_impl = freezing(backbone._compiled_call_impl)
     return model

@@ -50,10 +50,12 @@ def test_outputs_equal_those_of_the_plain_model(kind, compile):
     model = built(kind)
     x = torch.rand((2, 3, 64, 96), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        expected = outputs(model, x)
+        expected, expected_at_another_size = outputs(model, x), model.backbone(x[..., :64])
         fast = fast_inference(model, compile)
         assert fast is model
-        actual = outputs(fast, x)
+        # Sizes that were seen before do not count, which would be compiled for any size, and weights not packed.
+        with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+            actual = outputs(fast, x)
     assert len(actual) == len(expected) > 1
     for a, b in zip(actual, expected, strict=True):
         scale = b.abs().max()
@@ -61,6 +63,19 @@ def test_outputs_equal_those_of_the_plain_model(kind, compile):
         torch.testing.assert_close(a / scale, b / scale, rtol=0, atol=1e-5)
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.backbone.modules())
     assert (model.backbone._compiled_call_impl is not None) == compile
+    convolutions = [module for module in model.backbone.modules() if isinstance(module, nn.Conv2d)]
+    with torch.no_grad():
+        weights = [convolution.weight.clone() for convolution in convolutions]
+        for convolution in convolutions:
+            convolution.weight.zero_()
+        without_weights = fast.backbone(x)
+        for convolution, weight in zip(convolutions, weights, strict=True):
+            convolution.weight.copy_(weight)
+        at_another_size = fast.backbone(x[..., :64])
+    # Compiled weights are constants of the code, which packs them once.
+    assert torch.equal(without_weights[0], actual[0]) == compile
+    for a, b in zip(at_another_size, expected_at_another_size, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * b.abs().max().item())
 
 
 def test_a_backbone_alone_and_in_training_mode():
