@@ -1,5 +1,7 @@
+import argparse
 import importlib
 import re
+import sys
 
 import pytest
 
@@ -55,6 +57,21 @@ def test_every_benchmark_is_run_without_arguments(benchmark):
     assert {f'benchmark_{name}.py' for name in ('loss', 'metric', 'data', 'startup')} <= names
     assert benchmark.MORE_ARGUMENTS.keys() <= names
     assert 'benchmark.py' not in names and 'benchmarking.py' not in names
+
+
+def test_every_default_command_is_understood(benchmark, monkeypatch):
+    class Understood(Exception):
+        pass
+
+    def parse(parser, parse_args=argparse.ArgumentParser.parse_args):
+        parse_args(parser)
+        raise Understood
+
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', parse)
+    for command in benchmark.default_commands():
+        monkeypatch.setattr(sys, 'argv', command.split())
+        with pytest.raises(Understood):
+            importlib.import_module(sys.argv[0].removesuffix('.py')).main()
 
 
 def test_results_are_written_with_commands_machine_and_figures(tmp_path):

@@ -25,6 +25,7 @@ def test_the_table_has_every_loss_and_a_peer_from_a_file(tmp_path):
     assert all(float(ratio) > 0 for ratio in rows['twice'])
 
 
+@pytest.mark.slow
 def test_growth_is_drawn_with_its_slope(tmp_path):
     figure = tmp_path / 'growth.png'
     sizes = ('--growth-rows', 8, 64, '--growth-classes', 4, 40, '--rounds', 3, '--threads', 1)

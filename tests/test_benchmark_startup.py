@@ -47,6 +47,7 @@ def test_files_are_parsed_in_one_case_only(tool, tmp_path, monkeypatch):
     assert len(parsed) == 3 and times.keys() == {'parsed', 'cached'}
 
 
+@pytest.mark.slow
 def test_the_tables_and_the_figure(tmp_path):
     figure = tmp_path / 'growth.png'
     done = run_tool(TOOL, '--images', 6, 4, '--rounds', 1, '--growth', figure, '--growth-images', 3, 9)

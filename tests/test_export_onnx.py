@@ -110,7 +110,8 @@ def assert_same_objects(model, session, sizes):
     return [len(one.scores) for one in expected]
 
 
-@pytest.mark.parametrize('kind', ['fcos', pytest.param('atss', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['fcos', 'atss'])
 def test_detectors_at_any_batch_and_size(kind, tmp_path):
     cfg = config_of(CONFIGS[kind])
     model = built(cfg)

@@ -11,7 +11,8 @@ from mmengine.config import Config
 from tests.conftest import ROOT, run_tool
 from tests.test_tools import CLASSIFIER, CONFIG, classifier_on, on, weights
 
-TASKS = pytest.mark.parametrize('config, options_on', [(CONFIG, on), (CLASSIFIER, classifier_on)])
+DETECTOR = pytest.param(CONFIG, on, marks=pytest.mark.slow)
+TASKS = pytest.mark.parametrize('config, options_on', [DETECTOR, (CLASSIFIER, classifier_on)])
 
 
 def resident_megabytes(config, options_on, shapes, work_dir, iterations, evaluations):

@@ -22,6 +22,12 @@ from asl_mmdet.models import ImageClassifier
 from asl_mmdet.onnx_export import export_onnx
 from asl_mmdet.structures import MultiLabelDataSample
 
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = [
+    ROOT / 'configs/multi_label/tresnet-m_asl_8xb16-60e_coco2014-448.py',
+    ROOT / 'configs/fcos/fcos_tresnet-m_fpn_asl_8xb6-70e_coco.py',
+]
+
 
 def contestants(cfg: Config, batch_size: int, size: tuple[int, int], threads: int) -> dict:
     """Functions that predict one batch, by name."""
@@ -61,7 +67,7 @@ def contestants(cfg: Config, batch_size: int, size: tuple[int, int], threads: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('configs', nargs='+', metavar='CONFIG')
+    parser.add_argument('configs', nargs='*', metavar='CONFIG', default=CONFIGS)
     parser.add_argument('--size', type=int, nargs=2, default=[448, 448], metavar=('HEIGHT', 'WIDTH'))
     parser.add_argument('--batch-size', type=int, default=1)
     parser.add_argument('--rounds', type=int, default=5)
