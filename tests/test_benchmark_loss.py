@@ -1,5 +1,7 @@
 import re
 
+import pytest
+
 from tests.conftest import run_tool
 
 TOOL = 'tools/analysis_tools/benchmark_loss.py'
