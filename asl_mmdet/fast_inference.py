@@ -15,7 +15,7 @@ def fast_inference(model: nn.Module, compile: bool = False) -> nn.Module:
         compile: also run the backbone through torch.compile, which fuses activations into the convolutions and packs
             the weights once, as they are at the first call under ``no_grad``: a second copy of them, in which later
             changes go unseen. The first call takes seconds to minutes, and so does the first one of another size, for
-            code that serves any size and packs the weights at every call. A C++ compiler is needed, on a GPU Triton.
+            code that serves any size, without packed weights. A C++ compiler is needed, on a GPU Triton.
 
     Returns:
         ``model``, in eval mode.

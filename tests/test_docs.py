@@ -17,8 +17,8 @@ README = ROOT / 'README.md'
 TROUBLESHOOTING = ROOT / 'docs/troubleshooting.md'
 PAGES = pages()
 DEFAULT = ('README.md',)
-# Written by a command of which the pages speak, or by an installation.
-WRITTEN = ('docs/benchmarks.md', 'asl_mmdet/.mim')
+# Written by an installation.
+WRITTEN = ('asl_mmdet/.mim',)
 # Of pip, make, git, srun and others.
 OPTIONS_ELSEWHERE = ('--help', '--kill-on-bad-exit', '--no-build-isolation')
 FOLDERS = ('asl_mmdet', 'configs', 'docs', 'requirements', 'tests', 'tools')
