@@ -83,7 +83,7 @@ def _negatives_and_positives(
 
     wrong, right = torch.sigmoid(z), (-z).sigmoid_()
     if is_zero(clip):
-        loss, grad = focal(right, wrong, F.logsigmoid(-z), gamma_neg, setting.detach_focusing)
+        loss, grad = focal(right, wrong, _log_right(z), gamma_neg, setting.detach_focusing)
     else:
         p_m = F.softshrink(wrong, clip)
         log = log1p(-p_m, right, clip)
@@ -94,7 +94,7 @@ def _negatives_and_positives(
     of_positives = z.view(-1).index_select(0, index)
     right_of_positives, wrong_of_positives = torch.sigmoid(of_positives), torch.sigmoid(-of_positives)
     positive, slope = focal(
-        right_of_positives, wrong_of_positives, F.logsigmoid(of_positives), setting.gamma_pos, setting.detach_focusing
+        right_of_positives, wrong_of_positives, _log_right(-of_positives), setting.gamma_pos, setting.detach_focusing
     )
     if pos_weight != 1:
         positive, slope = pos_weight * positive, pos_weight * slope
@@ -117,6 +117,11 @@ def _negatives_and_positives(
         batch = torch.cat([torch.zeros_like(of_all).index_add_(1, places, counted), of_all])
         sums = sums + batch
     return total, grad, sums
+
+
+def _log_right(s: Tensor) -> Tensor:
+    """log(1 - sigmoid(s)). For F.logsigmoid threads meet over a few hundred numbers even."""
+    return F.softplus(s, threshold=40).neg_()
 
 
 def _positives(targets: Tensor, num_classes: int, ignore_index: int) -> Tensor | None:

@@ -72,12 +72,33 @@ def _answer(s: Tensor) -> _Answer:
     # relu is the cheapest maximum in a kernel.
     excess = torch.relu(s - LARGEST_LOGIT)
     s = s - excess
-    odds = torch.exp(s)
+    odds = exp(s)
     if not torch.compiler.is_compiling():
         return _Answer(odds, torch.sigmoid(-s), torch.sigmoid(s), excess)
     # In a kernel one exp serves them all.
     right = 1 / (1 + odds)
     return _Answer(odds, right, odds * right, excess)
+
+
+def exp(x: Tensor) -> Tensor:
+    """exp(x) for x up to 88.
+
+    In a kernel for a CPU, float32 goes by the power of 2 next to the value and a polynomial, within 2e-7 of the value
+    and 0 below 1.2e-38, as torch's exp is a function that every eight or sixteen numbers call.
+    """
+    if x.dtype != torch.float32 or not x.is_cpu or not torch.compiler.is_compiling():
+        return torch.exp(x)
+    x = torch.clamp_min(x, -88)
+    exponent = torch.round(x * 1.4426950408889634)
+    # log(2) in two parts, of which the first is exact when multiplied.
+    r = x - exponent * 0.693145751953125 - exponent * 1.428606765330187e-06
+    # exp(r) = 1 + r + r^2 P(r), with P fitted on [-log(2) / 2, log(2) / 2] for the smallest relative error of exp, 3e-9.
+    series = 0.0013814611 * r + 0.00836871
+    series = series * r + 0.041668389
+    series = series * r + 0.16666521
+    series = series * r + 0.49999994
+    power_of_2 = ((exponent.to(torch.int32) + 127) << 23).view(torch.float32)
+    return (series * (r * r) + r + 1) * power_of_2
 
 
 def log1p(x: Tensor, right: Tensor | None = None, clip: float | Tensor = 1.0) -> Tensor:
@@ -101,8 +122,8 @@ def log1p(x: Tensor, right: Tensor | None = None, clip: float | Tensor = 1.0) ->
     series = series * r + 0.1998232
     series = series * r - 0.24996361
     series = series * r + 0.33333471
-    square = r * r
-    return (series * (r * square) - 0.5 * square + r) + exponent.to(torch.float32) * 0.6931471805599453
+    series = series * r - 0.5
+    return (series * (r * r) + r) + exponent.to(torch.float32) * 0.6931471805599453
 
 
 def focal(
@@ -130,16 +151,15 @@ def focal_with_margin(
     clip: float | Tensor,
     detach_focusing: bool,
 ) -> tuple[Tensor, Tensor]:
-    """-p_m^gamma log and its derivative with respect to s (eq. 8), where log = log(1 - p_m)."""
+    """-p_m^gamma log and its derivative with respect to s (eq. 8), where log = log(1 - p_m), which it may overwrite."""
     # right / (1 - p_m), which has a limit where both are 0.
     share = right / (right + clip)
     if not torch.is_tensor(gamma) and gamma >= 1 and gamma == int(gamma):
         below = power(p_m, gamma - 1)
-        loss = torch.mul(log, below).mul_(p_m).neg_()
         slope = share.mul_(p_m)
         if not detach_focusing:
             slope.addcmul_(right, log, value=-gamma)
-        return loss, slope.mul_(below).mul_(wrong)
+        return log.mul_(below).mul_(p_m).neg_(), slope.mul_(below).mul_(wrong)
     focusing = p_m**gamma
     slope = share if detach_focusing else share - gamma * right * (log / p_m)
     # Eq. 8 is 0 up to the margin, also where powers of 0 are not.
@@ -234,7 +254,7 @@ def elements(
         y = targets.to(z.dtype)
         valid = (y >= 0) & (y <= 1)
         y = torch.where(known, y, 0)
-    counted = torch.where(valid & known, 1.0, torch.where(known, math.nan, 0.0)).to(z.dtype)
+    counted = torch.where(known, torch.where(valid, 1.0, math.nan), 0.0).to(z.dtype)
     counted = counted[:, None] if targets.ndim == 1 else counted
     # Infinite and NaN logits become NaN, and sums instead of masks keep them from being hidden.
     factor = counted + (z - z)
