@@ -83,8 +83,8 @@ def _answer(s: Tensor) -> _Answer:
 def exp(x: Tensor) -> Tensor:
     """exp(x) for x up to 88.
 
-    In a kernel for a CPU, float32 goes by the power of 2 next to the value and a polynomial, within 2e-7 of the value
-    and 0 below 1.2e-38, as torch's exp is a function that every eight or sixteen numbers call.
+    In a kernel for a CPU, float32 goes by the power of 2 next to the value and a polynomial, within 2e-7 of the value,
+    and is 0 below 1e-38: torch's exp is a function that is called for every eight or sixteen numbers.
     """
     if x.dtype != torch.float32 or not x.is_cpu or not torch.compiler.is_compiling():
         return torch.exp(x)

@@ -14,7 +14,7 @@ from asl_mmdet import AsymmetricLoss
 from asl_mmdet.models import fused_pass as module
 from asl_mmdet.models.asymmetric_loss import ProbabilityStatistics, asymmetric_loss
 from asl_mmdet.models.eager_pass import eager_pass
-from asl_mmdet.models.one_pass import Setting, log1p, one_pass
+from asl_mmdet.models.one_pass import LARGEST_LOGIT, Setting, exp, log1p, one_pass
 from tests.test_models.test_asymmetric_loss import case, gamma, value_and_grad
 
 ASL = Setting(0.0, 4.0, 0.05, None, -1, False, hard=False)
@@ -402,6 +402,16 @@ def test_the_logarithm_of_the_kernel_is_exact_to_few_roundings():
     found = torch.compile(lambda x, right: log1p(x, right, 1e-6), fullgraph=True)(right + 1e-6 - 1, right)
     expected = (right.double() + 1e-6).log()
     assert ((found - expected) / expected).abs().max() < 2.5e-7
+
+
+def test_the_exponential_of_the_kernel_is_exact_to_few_roundings():
+    compiled = torch.compile(lambda x: exp(x), fullgraph=True)
+    small = torch.logspace(-30, 0, 301)
+    x = torch.cat([torch.linspace(-87.3, LARGEST_LOGIT, 40001), small, -small])
+    expected = x.double().exp()
+    assert ((compiled(x) - expected) / expected).abs().max() < 2e-7
+    assert compiled(torch.tensor([-88.0, -104.0, -1e4, -1e30, -3e38] * 8)).tolist() == [0.0] * 40
+    assert compiled(torch.zeros(40)).tolist() == [1.0] * 40
 
 
 def test_a_kernel_does_not_depend_on_the_batch_that_came_first():
