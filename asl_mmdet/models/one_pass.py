@@ -92,7 +92,7 @@ def exp(x: Tensor) -> Tensor:
     exponent = torch.round(x * 1.4426950408889634)
     # log(2) in two parts, of which the first is exact when multiplied.
     r = x - exponent * 0.693145751953125 - exponent * 1.428606765330187e-06
-    # exp(r) = 1 + r + r^2 P(r), with P fitted on [-log(2) / 2, log(2) / 2] for the smallest relative error of exp, 3e-9.
+    # exp(r) = 1 + r + r^2 P(r), with P fitted on [-log(2) / 2, log(2) / 2] for the smallest relative error, 3e-9.
     series = 0.0013814611 * r + 0.00836871
     series = series * r + 0.041668389
     series = series * r + 0.16666521
