@@ -76,7 +76,12 @@ def compiled_pass(setting: Setting, *tensors: Tensor | None) -> Outcome:
     kinds = [None if tensor is None else (tensor.dtype, *[min(n, 2) for n in tensor.shape]) for tensor in tensors]
     device = tensors[0].device
     state = (torch.is_autocast_enabled(device.type), torch.is_inference_mode_enabled(), torch.get_num_threads())
-    return _kernel(setting, device, *kinds, *state)(*tensors)
+    try:
+        return _kernel(setting, device, *kinds, *state)(*tensors)
+    except AssertionError:
+        # After torch.compiler.reset() the kernel is compiled for the one size of the next batch, and refuses others.
+        _kernel.cache_clear()
+        return _kernel(setting, device, *kinds, *state)(*tensors)
 
 
 @functools.cache

@@ -151,15 +151,16 @@ def focal_with_margin(
     clip: float | Tensor,
     detach_focusing: bool,
 ) -> tuple[Tensor, Tensor]:
-    """-p_m^gamma log and its derivative with respect to s (eq. 8), where log = log(1 - p_m), which it may overwrite."""
+    """-p_m^gamma log and its derivative with respect to s (eq. 8), where log = log(1 - p_m)."""
     # right / (1 - p_m), which has a limit where both are 0.
     share = right / (right + clip)
     if not torch.is_tensor(gamma) and gamma >= 1 and gamma == int(gamma):
         below = power(p_m, gamma - 1)
+        loss = torch.mul(log, below).mul_(p_m).neg_()
         slope = share.mul_(p_m)
         if not detach_focusing:
             slope.addcmul_(right, log, value=-gamma)
-        return log.mul_(below).mul_(p_m).neg_(), slope.mul_(below).mul_(wrong)
+        return loss, slope.mul_(below).mul_(wrong)
     focusing = p_m**gamma
     slope = share if detach_focusing else share - gamma * right * (log / p_m)
     # Eq. 8 is 0 up to the margin, also where powers of 0 are not.
