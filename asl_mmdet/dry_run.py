@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os.path as osp
+import shutil
 import sys
 import tempfile
 import time
@@ -31,6 +32,8 @@ from .checkpoint import CheckpointError
 from .command_line import build_runner
 from .datasets import AnnotationError, MultiLabelDataset
 from .datasets.detection import leaf_configs
+from .datasets.index_cache import cache_file
+from .evaluation.multi_label_metric import NothingToMeasureError
 from .hooks import DataCheckHook, NonFiniteHook
 from .hooks.data_check_hook import check_no_overlap, check_num_classes, leaf_datasets
 from .hooks.non_finite_hook import image_paths
@@ -136,7 +139,9 @@ def _leave_no_traces(cfg: Config, folder: str) -> list[str]:
                 kind = DATASETS.get(dataset.type) if isinstance(dataset.type, str) else dataset.type
                 path = osp.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
                 if kind and issubclass(kind, MultiLabelDataset) and dataset.get('cache', True) is True:
-                    dataset.cache = osp.isfile(path + '.labels.npz') or folder
+                    dataset.cache = folder
+                    if osp.isfile(cache_file(path, True)):
+                        shutil.copy(cache_file(path, True), cache_file(path, folder))
     return [str(backend.get('type')) for backend in backends if backend not in kept]
 
 
@@ -302,7 +307,9 @@ def _evaluate(runner: Runner, seen: _Batches) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seen.seconds = time.perf_counter() - began
-        seen.metrics = loop.evaluator.evaluate(len(loop.dataloader.dataset))
+        # All images of a batch may be without labels.
+        with contextlib.suppress(NothingToMeasureError):
+            seen.metrics = loop.evaluator.evaluate(len(loop.dataloader.dataset))
 
 
 # --------------------------------------------------------------------------------------------------------- what is told

@@ -69,7 +69,8 @@ class MultiLabelVisualizer(Visualizer):
         size = max(self.get_image().shape[0] // 36, 8)
         for i, (text, color) in enumerate(lines):
             self.draw_texts(
-                text,
+                # A name may hold a $, which is no formula.
+                text.replace('$', r'\$'),
                 np.array([[size // 2, size // 2 + i * 2 * size]]),
                 font_sizes=size,
                 colors=color,

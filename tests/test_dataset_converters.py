@@ -415,7 +415,7 @@ def test_label_studio_choices_become_a_table(studio, tmp_path, convert):
 
 
 def test_an_export_of_label_studio_in_coco_format_is_read_as_it_is(studio, tmp_path, convert):
-    """Numbers from 0, backward slashes never, ``ignore`` beside ``iscrowd``: what label-studio-converter writes."""
+    """For training: numbers from 0 and ``ignore`` beside ``iscrowd``, as label-studio-converter writes them."""
     root, _ = studio
     content = dict(
         images=[dict(width=40, height=20, id=0, file_name='a.png')],

@@ -67,6 +67,34 @@ def test_check_is_an_option_of_train_and_leaves_nothing_behind(shapes, tmp_path,
     assert snapshot(tmp_path).keys() == before.keys()
 
 
+def test_check_leaves_an_outdated_cache_as_it_is(shapes, tmp_path):
+    data = tmp_path / 'data'
+    shutil.copytree(shapes, data)
+    for path in (data / 'annotations').glob('*.json'):
+        path.with_name(f'{path.name}.labels.npz').write_bytes(b'outdated')
+    before = snapshot(data)
+    dry_run(config_on(data, tmp_path))
+    assert snapshot(data) == before
+
+
+@pytest.mark.parametrize('evaluator', [dict(), dict(require_negatives=True)])
+def test_a_batch_without_labels_shows_nothing_of_the_metrics_and_is_no_fault(shapes, tmp_path, evaluator):
+    data = tmp_path / 'data'
+    shutil.copytree(shapes, data)
+    path = data / 'annotations/val.json'
+    content = json.loads(path.read_text())
+    if not evaluator:
+        first = content['images'][0]['id']
+        content['annotations'] = [box for box in content['annotations'] if box['image_id'] != first]
+    path.write_text(json.dumps(content))
+    cfg = config_on(data, tmp_path)
+    cfg.val_dataloader.batch_size = 1
+    cfg.val_dataloader.dataset.unannotated = 'keep'
+    cfg.val_evaluator.update(evaluator)
+    lines = dry_run(cfg)
+    assert any('no metric: nothing was found in it' in line for line in lines), lines
+
+
 def test_check_of_what_cannot_be_trained_ends_in_one_line(shapes, tmp_path):
     options = ('train_dataloader.dataset.data_root=nowhere/',)
     done = run_tool('tools/train.py', CLASSIFIER, '--check', '--cfg-options', *options)

@@ -527,3 +527,45 @@ def test_faults_in_an_annotation_file_of_a_detector(shapes, tmp_path, what):
         )
         with pytest.raises(AnnotationError, match='there is no annotation file .*none.json'):
             guard_detection_data(loader, [ConfigDict(type='CocoMetric', ann_file=f'{tmp_path}/none.json')], True)
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(id=0), r'annotations\[0\] has id 0. Where boxes are evaluated, ids are numbers from 1 on'),
+        (dict(id='a'), r"annotations\[0\] has id 'a'. Where boxes are evaluated"),
+        (dict(iscrowd=None), 'annotation 1 has no iscrowd, which pycocotools needs'),
+        (dict(bbox=[0, 0, 'x', 1]), 'annotation 1 has bbox'),
+    ],
+)
+def test_what_pycocotools_needs_of_the_ground_truth(shapes, tmp_path, change, message):
+    def spoil(content, _):
+        content['annotations'][0].update(change)
+        if 'iscrowd' in change:
+            del content['annotations'][0]['iscrowd']
+
+    folder = spoilt_shapes(shapes, tmp_path / 'data', spoil)
+    cfg = Config.fromfile(CONFIG)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.data_root = f'{folder}/'
+        loader.dataset.ann_file = 'annotations/train.json'
+        loader.dataset.data_prefix = dict(img='train/')
+    if 'bbox' not in change:
+        guard_detection_data(cfg.train_dataloader, [], False)
+    with pytest.raises(AnnotationError, match=message):
+        guard_detection_data(cfg.val_dataloader, [], False)
+    cfg.val_dataloader.dataset.update(ann_file='annotations/val.json', data_prefix=dict(img='val/'))
+    evaluators = [ConfigDict(type='CocoMetric', ann_file=f'{folder}/annotations/train.json')]
+    with pytest.raises(AnnotationError, match=message):
+        guard_detection_data(cfg.val_dataloader, evaluators, False)
+
+
+def test_an_evaluators_file_has_the_classes_of_its_data_set(shapes, tmp_path):
+    folder = spoilt_shapes(
+        shapes, tmp_path / 'data', lambda content, _: content['categories'][2].update(name='cube') and None
+    )
+    cfg = Config.fromfile(CONFIG)
+    cfg.val_dataloader.dataset.data_root = f'{folder}/'
+    evaluators = [ConfigDict(type='CocoMetric', ann_file=f'{folder}/annotations/train.json')]
+    with pytest.raises(AnnotationError, match="train.json has no class 'square'"):
+        guard_detection_data(cfg.val_dataloader, evaluators, False)

@@ -50,6 +50,16 @@ def test_predictions_are_judged_by_ground_truth(visualizer, lines):
     assert heights == sorted(set(heights))
 
 
+@pytest.mark.parametrize('name', ['5_$', 'a$b^$', r'x$\frac$'])
+def test_a_dollar_is_no_formula(visualizer, name):
+    visualizer.dataset_meta = dict(classes=(name,))
+    with_name, plain = (
+        visualizer.add_datasample('', IMAGE, sample(gt_label=labels, pred_label=[], pred_score=[0.5]))
+        for labels in ([0], [])
+    )
+    assert (with_name != plain).any()
+
+
 @pytest.mark.parametrize(
     'kwargs, expected',
     [

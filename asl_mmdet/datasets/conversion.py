@@ -54,9 +54,10 @@ class PictureFolder:
         self.names, self.others = [], Counter()
         for folder, _, files in os.walk(self.root, followlinks=True):
             for file in files:
-                path = Path(folder, file)
-                if path.suffix.lower() in PICTURE_SUFFIXES and not file.startswith('.'):
-                    self.names.append(path.relative_to(self.root).as_posix())
+                path = Path(folder, file).relative_to(self.root)
+                is_hidden = any(part.startswith('.') for part in path.parts)
+                if path.suffix.lower() in PICTURE_SUFFIXES and not is_hidden:
+                    self.names.append(path.as_posix())
                 else:
                     self.others[path.suffix or file] += 1
         if not self.names:

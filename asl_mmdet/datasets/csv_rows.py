@@ -28,8 +28,20 @@ def csv_rows(path: str, delimiter: str = ',') -> Iterator[tuple[int, list[str]]]
                         )
                     yield line, cells
                 line = reader.line_num + 1
-        except (csv.Error, UnicodeDecodeError) as error:
+        except csv.Error as error:
             raise AnnotationError(f'{path}, the row that begins in line {line}: {error}') from None
+        except UnicodeDecodeError:
+            raise AnnotationError(f'{path}, line {_not_utf_8(path)}: not text in UTF-8') from None
+
+
+def _not_utf_8(path):
+    """The first such line; a reader decodes many at once."""
+    with open(path, 'rb') as file:
+        for line, text in enumerate(file, 1):
+            try:
+                text.decode()
+            except UnicodeDecodeError:
+                return line
 
 
 def short_list(cells: Sequence[str]) -> str:

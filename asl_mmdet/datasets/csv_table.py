@@ -237,14 +237,11 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         origin = ' from the file in alphabetical order' if self._metainfo.get('classes') is None else ''
         self.log(
             f'{self.ann_file} read as {form}{between}, in column {header[column]!r}; images in column '
-            f'{header[image]!r}; {len(classes):,} classes{origin}'
+            f'{header[image]!r}; {len(self._metainfo.get("classes") or classes):,} classes{origin}'
         )
         unique, row_of_line = self._unique(names, lines)
-        columns = column_of_token[np.asarray(tokens)]
-        rows = np.repeat(row_of_line, np.asarray(counts))[columns >= 0]
-        return LabelIndex(
-            unique, classes, dict(gt_label=Ragged.from_pairs(rows, columns[columns >= 0], len(unique), len(classes)))
-        )
+        rows, columns = np.repeat(row_of_line, np.asarray(counts)), column_of_token[np.asarray(tokens)]
+        return LabelIndex(unique, classes, dict(gt_label=Ragged.from_pairs(rows, columns, len(unique), len(classes))))
 
     def _separator(self, column):
         """What stands between labels, None where each cell holds one."""
@@ -288,7 +285,7 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         return [label for label in labels if label]
 
     def _form(self, vocabulary, first_lines, separator):
-        """``(form, classes, column_of_token)``; column -1 for labels to be left out."""
+        """``(form, classes, column_of_token)``, with other labels as classes behind the chosen ones."""
         classes, form = self._metainfo.get('classes'), self.label_form
         numbers = bool(vocabulary) and all(label.isdigit() and label.isascii() for label in vocabulary)
         if form is None and numbers:
@@ -317,11 +314,14 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         column_of_name = {
             str(column + self.index_base) if form == 'indices' else name: column for column, name in enumerate(classes)
         }
-        columns = np.empty(len(vocabulary), dtype=np.int64)
+        columns, others = np.empty(len(vocabulary), dtype=np.int64), []
         for label, token in vocabulary.items():
             key = (label.lstrip('0') or '0') if form == 'indices' and label.isdigit() and label.isascii() else label
-            columns[token] = column_of_name.get(key, -1)
-            if columns[token] < 0 and (form == 'indices' or self.other_labels == 'error'):
+            columns[token] = column_of_name.get(key, len(classes) + len(others))
+            if columns[token] < len(classes):
+                continue
+            others.append(label)
+            if form == 'indices' or self.other_labels == 'error':
                 place = f'{self.ann_file}, line {first_lines[token]}: '
                 if form == 'indices':
                     raise AnnotationError(
@@ -335,7 +335,7 @@ class CSVMultiLabelDataset(MultiLabelDataset):
                     f"{suggestion(label, classes)}; other_labels='ignore' leaves such labels out"
                     f'{whole}'
                 )
-        return form, tuple(classes), columns
+        return form, (*classes, *others), columns
 
     # ----------------------------------------------------------------------------------------------------------- images
 

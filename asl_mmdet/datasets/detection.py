@@ -42,7 +42,7 @@ def guard_detection_data(dataloader: ConfigDict, evaluators: Sequence[ConfigDict
     Raises:
         AnnotationError: see ``check_coco_detection``, or a file is missing.
     """
-    checked = set()
+    checked, classes = set(), ()
     for dataset in leaf_configs(dataloader.dataset):
         kind = DATASETS.get(dataset.type) if isinstance(dataset.type, str) else dataset.type
         if kind is None or issubclass(kind, MultiLabelDataset):
@@ -67,14 +67,17 @@ def guard_detection_data(dataloader: ConfigDict, evaluators: Sequence[ConfigDict
         path = evaluator.get('ann_file')
         reads_coco = evaluator.get('type') in ('CocoMetric', 'CocoReportMetric')
         if path and reads_coco and path not in checked and '://' not in path:
-            _coco_content(path, False)
+            content = _coco_content(path, may_lack_annotations=False)
+            coco_arrays(content, path)
+            _check_classes(content, path, classes)
+            _check_entries(content, path, is_ground_truth=True)
 
 
 def check_coco_detection(
     path: str,
     folder: str,
     classes: Sequence[str],
-    may_lack_annotations: bool = False,
+    test_mode: bool = False,
     must_have_boxes: bool = False,
     allow_outside: bool = False,
 ) -> None:
@@ -83,28 +86,16 @@ def check_coco_detection(
     Args:
         folder: of the images.
         classes: names, in the order of the model's outputs.
+        test_mode: the file is what pycocotools compares with, or has no annotations.
 
     Raises:
         AnnotationError: the file is not in COCO's format, a box is not four finite numbers, a class is missing or in
             another order, or an image lies outside ``folder`` or does not exist.
     """
-    content = _coco_content(path, may_lack_annotations)
+    content = _coco_content(path, may_lack_annotations=test_mode)
     names = coco_arrays(content, path)[1]
-    known = [entry['name'] for entry in content['categories']]
-    absent = [name for name in classes if name not in known]
-    if absent:
-        raise AnnotationError(
-            f'{path} has no class {quoted(absent[0])}{suggestion(absent[0], known)} ({len(absent)} of {len(classes)} '
-            f'classes are missing). Its {len(known):,} classes: {quoted(known)}. Name them with '
-            'metainfo=dict(classes=...) in every data set, and set num_classes of the head to their number'
-        )
-    order = [name for name in known if name in set(classes)]
-    if order != list(classes):
-        raise AnnotationError(
-            f'{path} lists its categories in the order {quoted(order)}, which mmdet numbers them by, and '
-            f'metainfo=dict(classes=...) in the order {quoted(list(classes))}: give them in the order of the file'
-        )
-    _check_entries(content, path)
+    _check_classes(content, path, classes)
+    _check_entries(content, path, is_ground_truth=test_mode)
     chosen = {entry['id'] for entry in content['categories'] if entry['name'] in set(classes)}
     if not len(names) or must_have_boxes and not any(a['category_id'] in chosen for a in content['annotations']):
         raise AnnotationError(f'{path} has no image' + (' with a box of the chosen classes' if len(names) else ''))
@@ -131,7 +122,24 @@ def _coco_content(path, may_lack_annotations):
     return content
 
 
-def _check_entries(content, path):
+def _check_classes(content, path, classes):
+    known = [entry['name'] for entry in content['categories']]
+    absent = [name for name in classes if name not in known]
+    if absent:
+        raise AnnotationError(
+            f'{path} has no class {quoted(absent[0])}{suggestion(absent[0], known)} ({len(absent)} of {len(classes)} '
+            f'classes are missing). Its {len(known):,} classes: {quoted(known)}. Name them with '
+            'metainfo=dict(classes=...) in every data set, and set num_classes of the head to their number'
+        )
+    order = [name for name in known if name in set(classes)]
+    if order != list(classes):
+        raise AnnotationError(
+            f'{path} lists its categories in the order {quoted(order)}, which mmdet numbers them by, and '
+            f'metainfo=dict(classes=...) in the order {quoted(list(classes))}: give them in the order of the file'
+        )
+
+
+def _check_entries(content, path, is_ground_truth):
     """Sizes of the images and boxes of the annotations."""
     for i, entry in enumerate(content['images']):
         for key in ('width', 'height'):
@@ -143,6 +151,13 @@ def _check_entries(content, path):
         if not isinstance(own, (int, str)) or own in ids:
             raise AnnotationError(f'{path}: annotations[{i}] has id {quoted(own)}, which is none or stands there twice')
         ids.add(own)
+        if is_ground_truth and (not isinstance(own, int) or own < 1):
+            raise AnnotationError(
+                f'{path}: annotations[{i}] has id {quoted(own)}. Where boxes are evaluated, ids are numbers from 1 on: '
+                'pycocotools counts an object with id 0 as missed, whatever is found'
+            )
+        if is_ground_truth and 'iscrowd' not in entry:
+            raise AnnotationError(f'{path}: annotation {quoted(own)} has no iscrowd, which pycocotools needs: write 0')
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)) or min(box[2:]) < 0:
             raise AnnotationError(
                 f'{path}: annotation {quoted(own)} has bbox {quoted(box)}, not [x, y, width, height] in finite numbers'

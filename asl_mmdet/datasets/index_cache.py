@@ -1,6 +1,7 @@
 """A label index kept beside the annotation files it was read from, so that only the first start parses them."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -21,7 +22,15 @@ except ImportError:  # Windows: several ranks may parse at once, which costs tim
 FORMAT = 1
 
 
-def cached_index(cache_file: str, sources: Sequence[str], options: dict, read: Callable[[], LabelIndex]) -> LabelIndex:
+def cache_file(source: str, cache: bool | str) -> str:
+    """Of the first annotation file: beside it (True), or in a folder, by name and a hash of the path."""
+    if cache is True:
+        return source + '.labels.npz'
+    path = hashlib.sha256(os.path.realpath(source).encode()).hexdigest()[:16]
+    return os.path.join(cache, f'{os.path.basename(source)}.{path}.labels.npz')
+
+
+def cached_index(path: str, sources: Sequence[str], options: dict, read: Callable[[], LabelIndex]) -> LabelIndex:
     """``read()``, or what it gave when the sources and options were the same.
 
     The cache is an npz file that is read without pickle, and is replaced whole. It counts as the same when size and
@@ -31,47 +40,49 @@ def cached_index(cache_file: str, sources: Sequence[str], options: dict, read: C
     """
     key = json.dumps(
         [FORMAT, options]
-        + [[os.path.basename(path), os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in sources]
+        + [[os.path.basename(source), os.stat(source).st_size, os.stat(source).st_mtime_ns] for source in sources]
     )
-    index = _load(cache_file, key)
+    index = _load(path, key)
     if index is not None:
         return index
-    if not os.access(os.path.dirname(cache_file) or '.', os.W_OK):
+    if not os.access(os.path.dirname(path) or '.', os.W_OK):
         print_log(
-            f'{cache_file} cannot be written, so that {sources[0]} is parsed at every start', 'current', logging.WARNING
+            f'{path} cannot be written, so that {sources[0]} is parsed at every start', 'current', logging.WARNING
         )
         return read()
     with _one_process_at_a_time(sources[0]):
-        index = _load(cache_file, key)
+        index = _load(path, key)
         if index is None:
             index = read()
-            _save(cache_file, key, index)
+            _save(path, key, index)
     return index
 
 
-def _load(cache_file, key):
+def _load(path, key):
     try:
-        with np.load(cache_file, allow_pickle=False) as arrays:
+        with np.load(path, allow_pickle=False) as arrays:
             if arrays['key'].item() != key:
                 return None
             return LabelIndex.from_arrays({name: arrays[name] for name in arrays.files})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        print_log(f'{cache_file} is not a cache of labels and is built anew: {error}', 'current', logging.WARNING)
+        print_log(f'{path} is not a cache of labels and is built anew: {error}', 'current', logging.WARNING)
         return None
 
 
-def _save(cache_file, key, index):
+def _save(path, key, index):
     temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=os.path.dirname(cache_file) or '.', suffix='.tmp', delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=os.path.dirname(path) or '.', suffix='.tmp', delete=False) as file:
             temporary = file.name
             np.savez(file, key=np.array(key), **index.to_arrays())
         os.chmod(temporary, 0o644)
-        os.replace(temporary, cache_file)
+        os.replace(temporary, path)
+        temporary = None
     except OSError as error:
-        print_log(f'{cache_file} was not written: {error}', 'current', logging.WARNING)
+        print_log(f'{path} was not written: {error}', 'current', logging.WARNING)
+    finally:
         if temporary and os.path.exists(temporary):
             os.remove(temporary)
 

@@ -17,7 +17,7 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 
 from .corrections import correct
-from .index_cache import cached_index
+from .index_cache import cache_file, cached_index
 from .label_index import CHUNK, AnnotationError, LabelIndex, normalize_names, quoted, suggestion
 
 
@@ -72,6 +72,11 @@ class MultiLabelDataset(BaseDataset):
         cache: bool | str = True,
         **kwargs,
     ):
+        if kwargs.get('filter_cfg'):
+            raise ValueError(
+                f"filter_cfg={kwargs['filter_cfg']!r} is for detectors: unannotated='drop' leaves out images "
+                'without labels'
+            )
         one_of('unannotated', unannotated, ('drop', 'keep'))
         one_of('missing_images', missing_images, ('error', 'drop', 'unchecked'))
         if not 0 <= untagged_weight <= 1:
@@ -112,8 +117,7 @@ class MultiLabelDataset(BaseDataset):
             self.require_file(path)
         if not self.cache:
             return read()
-        folder = osp.dirname(sources[0]) if self.cache is True else self.cache
-        return cached_index(osp.join(folder, osp.basename(sources[0]) + '.labels.npz'), sources, options, read)
+        return cached_index(cache_file(sources[0], self.cache), sources, options, read)
 
     def require_file(self, path: str) -> None:
         if not path:
@@ -145,8 +149,10 @@ class MultiLabelDataset(BaseDataset):
                 'file with one name a line'
             )
         if classes is not None:
-            # Files of names end in blank lines, or in \r\n.
-            classes = [name.strip() for name in classes if name.strip()] if isinstance(given, str) else list(classes)
+            if isinstance(given, str):
+                # Files of names begin with a byte order mark, and end in blank lines, or in \r\n.
+                classes = [name.removeprefix('\ufeff').strip() for name in classes]
+                classes = [name for name in classes if name]
             wrong = [name for name in classes if not isinstance(name, str)]
             repeated = [name for name, count in Counter(classes).items() if count > 1]
             if wrong:

@@ -31,6 +31,10 @@ DECISION_ITEMS = ('CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
 ITEMS = ('mAP', 'mAP_micro', *DECISION_ITEMS, 'macro_F1')
 
 
+class NothingToMeasureError(ValueError):
+    """The labels have no positive, or where negatives are required, no class with both."""
+
+
 @dataclass
 class _Batch:
     """n images: what was predicted and what is true, in arrays, which are pickled without what lies beside them."""
@@ -170,11 +174,13 @@ class MultiLabelMetric(BaseMetric):
         labels = sparse_labels(batches)
         averaged = labels.num_positive > 0
         if not averaged.any():
-            raise ValueError(f'gt_label is empty in all {labels.num_images} images: there is nothing to measure')
+            raise NothingToMeasureError(
+                f'gt_label is empty in all {labels.num_images} images: there is nothing to measure'
+            )
         if self.require_negatives:
             averaged &= labels.num_known > labels.num_positive
             if not averaged.any():
-                raise ValueError(
+                raise NothingToMeasureError(
                     'no class has both a positive and a negative label among its known ones; set '
                     'require_negatives=False to average over all that have a positive'
                 )

@@ -55,7 +55,7 @@ def check_num_classes(model: nn.Module, dataset: BaseDataset) -> None:
     heads = {
         name: module
         for name, module in model.named_modules()
-        if re.search(r'(^|\.)(?!rpn_head|semantic_head)\w*head$', name) and hasattr(module, 'num_classes')
+        if re.search(r'(^|\.)(?!rpn_head|semantic_head)\w*head(\.\d+)?$', name) and hasattr(module, 'num_classes')
     }
     for part in leaf_datasets(dataset):
         classes = part.metainfo.get('classes')

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from mmdet.registry import HOOKS
+from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import IterBasedTrainLoop
@@ -117,6 +118,8 @@ class ExactResumeHook(Hook):
                 )
         if self.batches is not None:
             self.batches.begin(runner.epoch, self.first)
+        if isinstance(loop, IterBasedTrainLoop):
+            _forget_what_was_read(loop)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         seed_from(_STEP, runner.seed, runner.rank, runner.iter)
@@ -142,6 +145,16 @@ def _rest(loader: DataLoader, done: int) -> DataLoader:
         multiprocessing_context=loader.multiprocessing_context,
         prefetch_factor=loader.prefetch_factor,
     )
+
+
+def _forget_what_was_read(loop: IterBasedTrainLoop) -> None:
+    """mmengine 0.10.7 starts the workers, which read ahead, before a hook can tell them or the sampler a seed."""
+    sampler = loop.dataloader.sampler
+    if isinstance(sampler, InfiniteSampler):
+        sampler.indices = sampler._indices_of_rank()
+    if getattr(loop.dataloader, '_iterator', None) is not None:
+        loop.dataloader._iterator = None  # of persistent workers
+    loop.dataloader_iterator = type(loop.dataloader_iterator)(loop.dataloader)
 
 
 def _skipped(loop: IterBasedTrainLoop) -> int:

@@ -1,6 +1,7 @@
 """Checkpoints that no kill, full disk or scheduler leaves half written."""
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -80,6 +81,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        self.training = False
         self.terminated = False
         self.saved_iter = None
         self.interrupted = None
@@ -92,10 +94,11 @@ class SafeCheckpointHook(CheckpointHook):
             folder = self.out_dir or runner.work_dir
             if folder != runner.work_dir:
                 folder = os.path.join(folder, os.path.basename(runner.work_dir.rstrip(os.sep)))
-            patterns = {self.filename_tmpl.format('*'), 'iter_*.pth'}
+            patterns = {re.sub(r'\{.*?\}', '*', self.filename_tmpl), 'iter_*.pth'}
             runner._load_from = newest_intact(runner.work_dir, folder, patterns)
 
     def before_train(self, runner) -> None:
+        self.training = True
         if self.backend_args is None and self.file_client_args is None:
             if type(get_file_backend(self.out_dir or runner.work_dir)) is LocalBackend:
                 self.backend_args = dict(backend='atomic_local')
@@ -239,6 +242,8 @@ class SafeCheckpointHook(CheckpointHook):
 
     def after_val_epoch(self, runner, metrics: dict) -> None:
         super().after_val_epoch(runner, metrics)
+        if not self.training:
+            return
         if is_main_process():
             AtomicLocalBackend().put_text(str(runner.iter), Path(runner.work_dir, 'last_validation'))
         if self._stopping(runner) and self.saved_iter == runner.iter:
@@ -253,6 +258,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def after_train(self, runner) -> None:
         super().after_train(runner)
+        self.training = False
         self._unwatch_sigterm()
 
 

@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import time
 
@@ -115,7 +116,34 @@ def test_cache_in_another_folder_or_none(coco, tmp_path, parsed):
     (tmp_path / 'caches').mkdir()
     for _ in range(2):
         CocoMultiLabelDataset(**coco['config'], cache=str(tmp_path / 'caches'))
-    assert os.listdir(tmp_path / 'caches') == ['instances_val2014.json.labels.npz'] and len(parsed) == 2
+    (cache,) = os.listdir(tmp_path / 'caches')
+    assert cache.startswith('instances_val2014.json.') and cache.endswith('.labels.npz') and len(parsed) == 2
+    # Another split may have a file of the same name, size and time.
+    other = tmp_path / 'other/instances_val2014.json'
+    other.parent.mkdir()
+    shutil.copy2(coco['file'], other)
+    for _ in range(2):
+        CocoMultiLabelDataset(**dict(coco['config'], ann_file=str(other)), cache=str(tmp_path / 'caches'))
+    assert len(os.listdir(tmp_path / 'caches')) == 2 and len(parsed) == 3
+
+
+def test_a_file_of_another_size_is_parsed_anew(coco, parsed):
+    CocoMultiLabelDataset(**coco['config'])
+    stamp = coco['file'].stat().st_mtime_ns
+    coco['file'].write_bytes(coco['file'].read_bytes() + b'\n')
+    os.utime(coco['file'], ns=(stamp, stamp))
+    CocoMultiLabelDataset(**coco['config'])
+    assert len(parsed) == 2
+
+
+def test_an_interrupted_start_leaves_no_rubbish(coco, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, 'savez', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        CocoMultiLabelDataset(**coco['config'])
+    assert os.listdir(coco['file'].parent) == ['instances_val2014.json']
 
 
 def _start(config, count, together):

@@ -43,14 +43,15 @@ def test_what_is_no_picture_is_named(tmp_path, data, reason):
 
 @pytest.fixture
 def folder(tmp_path, pictures):
-    pictures(tmp_path, ['a.jpg', 'x/a.jpg', 'x/b.jpg', 'y/z/c.jpg', 'w/c.jpg', '.hidden.jpg'])
+    pictures(tmp_path, ['a.jpg', 'x/a.jpg', 'x/b.jpg', 'y/z/c.jpg', 'w/c.jpg'])
+    pictures(tmp_path, ['.hidden.jpg', 'x/.ipynb_checkpoints/a.jpg'])
     (tmp_path / 'x/notes.txt').touch()
     return PictureFolder(tmp_path)
 
 
 def test_pictures_are_listed_and_the_rest_counted(folder):
     assert folder.names == ['a.jpg', 'w/c.jpg', 'x/a.jpg', 'x/b.jpg', 'y/z/c.jpg']
-    assert folder.other_files() == '2 files that are no pictures: 1 .jpg, 1 .txt'
+    assert folder.other_files() == '3 files that are no pictures: 2 .jpg, 1 .txt'
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,11 @@ def test_other_labels_are_left_out_on_request(read):
         'a.jpg': [0],
         'b.jpg': [],
     }
+    assert '1 classes' in read.said[0]
+    text = 'image,labels\na.jpg,dog;tree\nb.jpg,tree\nc.jpg,\n'
+    columns = 'image,dog,tree\na.jpg,1,1\nb.jpg,0,1\nc.jpg,0,0\n'
+    for table, kwargs in ((text, dict(other_labels='ignore')), (columns, {})):
+        assert read(table, classes=['dog'], unannotated='drop', **kwargs) == (('dog',), {'a.jpg': [0], 'b.jpg': []})
 
 
 def test_space_is_decided_by_the_classes(read):
@@ -207,8 +212,9 @@ def test_broken_lines_are_named(read, text, kwargs, message):
 
 
 def test_file_that_is_not_utf8(read):
-    with pytest.raises(AnnotationError, match='table.csv, the row that begins in line .*utf-8'):
-        read('image,labels\na.jpg,Bäume\n', encoding='latin-1')
+    rows = ''.join(f'{i}.jpg,Baum\n' for i in range(2000))
+    with pytest.raises(AnnotationError, match='table.csv, line 2002: not text in UTF-8'):
+        read(f'image,labels\n{rows}a.jpg,Bäume\n', encoding='latin-1')
 
 
 def test_misspelt_options(read):

@@ -110,6 +110,11 @@ def test_ratio_counts_untagged_classes_as_the_weight_says(coco):
     assert CocoMultiLabelDataset(**coco['config'], untagged_weight=0.1).statistics()['positive_negative_ratio'] == 4 / 5
 
 
+def test_a_detectors_filter_is_refused(coco):
+    with pytest.raises(ValueError, match="filter_empty_gt.* is for detectors: unannotated='drop' leaves out"):
+        CocoMultiLabelDataset(**coco['config'], filter_cfg=dict(filter_empty_gt=True))
+
+
 def test_expected_images(coco):
     assert len(CocoMultiLabelDataset(**coco['config'], expected_images=3)) == 3
     with pytest.raises(AnnotationError, match='instances_val2014.json gives 3 images, but expected_images=4'):
@@ -124,7 +129,7 @@ def test_classes_are_selected_reordered_and_named_when_missing(coco):
     assert dataset.get_data_info(0)['num_classes'] == 2
     with pytest.raises(AnnotationError, match=r"has no class 'tothbrush' \(did you mean 'toothbrush'\?\)"):
         CocoMultiLabelDataset(**coco['config'], metainfo=dict(classes=('dog', 'tothbrush')))
-    (coco['root'] / 'classes.txt').write_text('toothbrush\r\n dog\n\n')
+    (coco['root'] / 'classes.txt').write_text('\ufefftoothbrush\r\n dog\n\n')
     from_file = CocoMultiLabelDataset(**coco['config'], metainfo=dict(classes=str(coco['root'] / 'classes.txt')))
     assert from_file.metainfo['classes'] == ('toothbrush', 'dog')
 

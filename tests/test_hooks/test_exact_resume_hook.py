@@ -70,6 +70,15 @@ def test_an_iteration_based_run_resumes_likewise(tmp_path, workers):
     assert_same(state(tmp_path / 'half/iter_10.pth'), state(tmp_path / 'whole/iter_10.pth'))
 
 
+def test_iterations_are_equal_whatever_the_workers(tmp_path):
+    seen = []
+    for workers in (0, 2):
+        runner = build_run(tmp_path / str(workers), workers=workers, iters=6)
+        runner.train()
+        seen.append(torch.stack(runner.model.seen))
+    assert torch.equal(*seen)
+
+
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('step', [1, 3, 6, 8])
 def test_an_epoch_based_run_resumes_within_an_epoch(whole, tmp_path, step, workers):

@@ -180,6 +180,23 @@ def test_resume_falls_back_to_the_newest_intact_checkpoint(whole, folder, harm, 
     assert_same(state(folder / 'epoch_3.pth'), state(whole / 'epoch_3.pth'))
 
 
+def test_resume_finds_names_of_any_template(tmp_path, whole):
+    hook = dict(type='SafeCheckpointHook', interval=1, filename_tmpl='epoch_{:03d}.pth')
+    build_run(tmp_path, epochs=2, default_hooks=dict(checkpoint=hook)).train()
+    cut(tmp_path / 'epoch_002.pth')
+    runner = build_run(tmp_path, epochs=3, default_hooks=dict(checkpoint=hook), resume=True)
+    runner.train()
+    assert len(runner.model.seen) == 8 and (tmp_path / 'epoch_003.pth').exists()
+
+
+def test_an_evaluation_alone_changes_nothing(tmp_path):
+    build_run(tmp_path, epochs=1, evaluator=Count()).train()
+    before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
+    assert before['last_validation'] == b'4'
+    assert build_run(tmp_path, epochs=1, evaluator=Count([0.3])).val() == dict(acc=0.3)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
 def test_resume_refuses_where_none_is_intact(folder):
     for path in folder.glob('*.pth'):
         cut(path)
