@@ -1,14 +1,17 @@
 """A trained model made faster, for inference alone."""
 
+import copy
+
 import torch
-from mmcv.cnn import fuse_conv_bn
+from mmcv.cnn import ConvAWS2d, ConvWS2d, fuse_conv_bn
 from torch import nn
 
 
 def fast_inference(model: nn.Module, compile: bool = False) -> nn.Module:
     """Fold BN into the convolutions before it and store weights channels last, in place; features differ by rounding.
 
-    The model is for inference from then on: its BN is gone, so checkpoints have to be loaded before.
+    The model is for inference from then on: its BN is gone, so checkpoints have to be loaded before. Models with an
+    operation of ``mmcv.ops``, such as deformable convolutions, keep their memory format, which these presume.
 
     Args:
         model: detector, classifier or backbone.
@@ -19,9 +22,21 @@ def fast_inference(model: nn.Module, compile: bool = False) -> nn.Module:
 
     Returns:
         ``model``, in eval mode.
+
+    Raises:
+        ValueError: a convolution standardises its weights, so that nothing can be folded into them.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, (ConvWS2d, ConvAWS2d)):
+            raise ValueError(
+                f'fast_inference: {name} is a {type(module).__name__}, which standardises its weights at every call, '
+                'so that BN cannot be folded into them. Run the model as it is'
+            )
     model.eval()
-    fuse_conv_bn(model).to(memory_format=torch.channels_last)
+    _separate_shared_convolutions(model)
+    folded = fuse_conv_bn(model)
+    if not any(type(module).__module__.startswith('mmcv.ops') for module in model.modules()):
+        folded.to(memory_format=torch.channels_last)
     if compile:
         backbone = getattr(model, 'backbone', model)
         backbone.compile()
@@ -29,3 +44,13 @@ def fast_inference(model: nn.Module, compile: bool = False) -> nn.Module:
         freezing = torch._inductor.config.patch(freezing=True)
         backbone._compiled_call_impl = freezing(backbone._compiled_call_impl)
     return model
+
+
+def _separate_shared_convolutions(model: nn.Module) -> None:
+    """Heads such as RTMDet's have one convolution for all levels, each with a BN of its own to be folded into it."""
+    seen = set()
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if isinstance(child, nn.Conv2d) and child in seen:
+                module._modules[name] = copy.deepcopy(child)
+            seen.add(child)

@@ -21,6 +21,14 @@ CLASSIFICATION = [name for name in CONFIGS if name.split('/')[0] in ('multi_labe
 DETECTION = [name for name in CONFIGS if name.split('/')[0] in ('fcos', 'atss')]
 
 
+@pytest.mark.parametrize('name', CLASSIFICATION)
+def test_what_is_evaluated_is_what_the_head_decides(name):
+    cfg = Config.fromfile(ROOT / 'configs' / name)
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        if cfg.model.head.get('thr'):
+            assert evaluator.get('thr', 0.5) == cfg.model.head.thr
+
+
 def write_pictures(folder, names):
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)

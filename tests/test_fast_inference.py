@@ -1,6 +1,6 @@
-import mmdet.models  # noqa: F401  (registers the detector)
 import pytest
 import torch
+from mmdet.models import ResNet, RetinaSepBNHead
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -18,13 +18,18 @@ def built(kind):
     """A model whose norms have seen data; at their initial values, folding them wrongly could go unseen."""
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope('mmdet'):
-        model = MODELS.build(Config.fromfile(ROOT / 'configs' / CONFIGS[kind]).model).eval()
+        model = MODELS.build(Config.fromfile(ROOT / 'configs' / CONFIGS[kind]).model)
+    return with_data_seen(model)
+
+
+def with_data_seen(model):
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.weight, 0.5, 1.5)
             nn.init.normal_(norm.bias, 0, 0.1)
             norm.running_mean.normal_(0, 0.1)
             norm.running_var.uniform_(0.5, 1.5)
+    model.eval()
     return model
 
 
@@ -86,3 +91,45 @@ def test_a_backbone_alone_and_in_training_mode():
         actual = fast_inference(backbone.train())(x)[-1]
     assert not backbone.training
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def test_a_convolution_of_all_levels_is_folded_with_the_norm_of_each():
+    torch.manual_seed(0)
+    head = RetinaSepBNHead(
+        num_classes=4, num_ins=3, in_channels=8, feat_channels=8, stacked_convs=2, norm_cfg=dict(type='BN')
+    )
+    nn.init.normal_(head.retina_cls.weight)
+    with_data_seen(head)
+    features = [torch.randn(1, 8, size, size) for size in (16, 8, 4)]
+    with torch.no_grad():
+        expected = head(features)[0]
+        actual = fast_inference(head)(features)[0]
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in head.modules())
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * b.abs().max().item())
+
+
+def small_resnet(**kwargs):
+    torch.manual_seed(0)
+    model = ResNet(50, base_channels=8, **kwargs)
+    for name, parameter in model.named_parameters():
+        if 'conv_offset' in name:
+            nn.init.normal_(parameter, 0, 0.1)
+    return with_data_seen(model)
+
+
+@pytest.mark.parametrize('kind', ['DCN', 'DCNv2'])
+def test_deformable_convolutions_keep_their_results(kind):
+    model = small_resnet(dcn=dict(type=kind, deform_groups=1), stage_with_dcn=(False, True, True, True))
+    x = torch.rand(1, 3, 128, 160)
+    with torch.no_grad():
+        expected = model(x)
+        actual = fast_inference(model)(x)
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * b.abs().max().item())
+
+
+def test_weights_that_are_standardised_are_refused():
+    model = small_resnet(conv_cfg=dict(type='ConvWS'))
+    with pytest.raises(ValueError, match='conv1 is a ConvWS2d, which standardises its weights'):
+        fast_inference(model)

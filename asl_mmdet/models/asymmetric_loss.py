@@ -128,7 +128,11 @@ def asymmetric_loss(
         # Times 1 / N a small gradient would be lost in float16, before the loss scale can save it.
         folded, left_over = scale, None
         if logits.dtype == torch.float16:
-            folded, left_over = torch.full_like(scale, 256), scale / 256
+            folded = torch.full_like(scale, 256)
+            if weight is not None and weight.numel():
+                # dL/dz is 2 at most, and the largest number 65504.
+                folded = folded / (weight.abs().amax().to(scale) / 100).clamp(min=1)
+            left_over = scale / folded
         run = choose_pass(logits, fused)
         inputs = (targets, weight, folded, gamma_neg_tensor, clip_tensor)
         with torch.no_grad():
@@ -211,7 +215,7 @@ class AsymmetricLoss(nn.Module):
 
     Args:
         gamma_pos: gamma+ of eq. 4, 0 or more.
-        gamma_neg: gamma- of eq. 4, 0 or more.
+        gamma_neg: gamma- of eq. 4, 0 or more. As attributes, this and ``clip`` may be changed at any step.
         clip: probability margin m of eq. 5, in [0, 1).
         alpha: static weight in [0, 1] of positives, with 1 - alpha for negatives. None weighs both with 1.
         use_sigmoid: True; the loss is a sum of binary losses.
@@ -285,6 +289,7 @@ class AsymmetricLoss(nn.Module):
         self.gamma_pos = float(gamma_pos)
         self.gamma_neg = float(gamma_neg)
         self.clip = float(clip)
+        self._given = dict(gamma_neg=self.gamma_neg, clip=self.clip)
         self.alpha = alpha
         self.use_sigmoid = use_sigmoid
         self.detach_focusing = (
@@ -376,8 +381,8 @@ class AsymmetricLoss(nn.Module):
             target,
             weight,
             gamma_pos=self.gamma_pos,
-            gamma_neg=self.gamma_neg,
-            clip=self.clip,
+            gamma_neg=self._number('gamma_neg', pred),
+            clip=self._number('clip', pred),
             alpha=self.alpha,
             ignore_index=self.ignore_index,
             detach_focusing=self.detach_focusing,
@@ -392,6 +397,13 @@ class AsymmetricLoss(nn.Module):
             if not math.isfinite(total.item()):
                 _check_labels(target, pred.shape[1], self.ignore_index)
         return loss
+
+    def _number(self, name: str, pred: Tensor) -> float | Tensor:
+        """``gamma_neg`` or ``clip``; as a tensor, which needs no kernel of its own, where it was changed."""
+        value = getattr(self, name)
+        if torch.is_tensor(value) or value == self._given[name]:
+            return value
+        return torch.full((), value, dtype=torch.promote_types(pred.dtype, torch.float32), device=pred.device)
 
     def _check_shapes(self, pred: Tensor, target: Tensor) -> None:
         if not torch.is_tensor(pred) or not pred.is_floating_point():

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from mmcv.cnn import ConvModule
 from mmdet.models.layers import InvertedResidual
 from mmdet.models.utils import make_divisible
 from mmdet.registry import MODELS
 from mmengine.logging import print_log
-from mmengine.model import update_init_info
 from torch import Tensor, nn
 
 from ..checkpoint import read_checkpoint
@@ -143,15 +143,8 @@ class OFA595(StagedBackbone):
                 features.append(x)
         return tuple(features)
 
-    def init_weights(self) -> None:
-        """As mmengine's, but 'Pretrained' reads tensors only, knows the authors' keys and wants every one of ours."""
-        cfg = self.init_cfg
-        if not (isinstance(cfg, dict) and cfg['type'] == 'Pretrained'):
-            super().init_weights()
-            return
-        load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'))
-        if hasattr(self, '_params_init_info'):
-            update_init_info(self, init_info=f'loaded from {cfg["checkpoint"]}')
+    def load_pretrained(self, path: str, prefix: str | None, map_location: str | torch.device | None) -> None:
+        load_pretrained(self, path, prefix, map_location)
 
 
 def _inverted_residual(in_channels: int, block: Block, norm_cfg: dict, act_cfg: dict) -> InvertedResidual:
@@ -210,7 +203,9 @@ def _own_key(key: str) -> str:
     return f'{_OUTSIDE_BLOCKS[layer]}.{rest}' if layer in _OUTSIDE_BLOCKS else key
 
 
-def load_pretrained(model: OFA595, path: str | Path, prefix: str | None = None) -> None:
+def load_pretrained(
+    model: OFA595, path: str | Path, prefix: str | None = None, map_location: str | torch.device | None = 'cpu'
+) -> None:
     """Load a local file of the authors' layout or our own, all or nothing.
 
     Args:
@@ -222,7 +217,7 @@ def load_pretrained(model: OFA595, path: str | Path, prefix: str | None = None) 
         ValueError: the file cannot be read without running code from it, or lacks tensors of the model or holds them in
             another shape; the model is unchanged then.
     """
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, map_location)
     state = content.get('state_dict', content) if isinstance(content, Mapping) else {}
     if prefix:
         prefix = prefix.removesuffix('.') + '.'

@@ -248,6 +248,8 @@ def elements(
         num_classes = logits.shape[1]
         valid = (targets >= 0) & (targets <= num_classes)
         is_positive = torch.arange(num_classes, device=z.device) == targets[:, None]
+        if setting.ignore_index >= 0:
+            is_positive = is_positive & known[:, None]
     elif hard:
         is_positive = targets == 1
         valid = is_positive | (targets == 0)

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmdet.registry import MODELS
 from mmengine.logging import print_log
-from mmengine.model import PretrainedInit, update_init_info
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -199,8 +198,6 @@ class TResNet(StagedBackbone):
         ValueError: An argument out of range; in ``forward``, H or W that is not a multiple of 4.
     """
 
-    init_cfg: dict | list[dict] | None
-
     def __init__(
         self,
         arch: str | dict,
@@ -263,28 +260,8 @@ class TResNet(StagedBackbone):
                 features.append(x)
         return tuple(features)
 
-    def init_weights(self) -> None:
-        """As mmengine's, with :func:`load_pretrained` in place of its ``Pretrained``, which runs code from the file."""
-        configured = self.init_cfg
-        init_cfgs = configured if isinstance(configured, list) else [configured] if configured else []
-        others, pretrained = [], []
-        for cfg in init_cfgs:
-            if cfg['type'] in ('Pretrained', PretrainedInit):
-                pretrained.append(dict(cfg, type=_PretrainedTResNet))
-            else:
-                others.append(cfg)
-        self.init_cfg = others + pretrained  # mmengine, too, lets Pretrained have the last word
-        try:
-            super().init_weights()
-        finally:
-            self.init_cfg = configured
-
-
-class _PretrainedTResNet(PretrainedInit):
-    def __call__(self, module: TResNet) -> None:
-        load_pretrained(module, self.checkpoint, self.prefix, self.map_location)
-        if hasattr(module, '_params_init_info'):
-            update_init_info(module, init_info=self._get_init_info())
+    def load_pretrained(self, path: str, prefix: str | None, map_location: str | torch.device | None) -> None:
+        load_pretrained(self, path, prefix, map_location)
 
 
 class _Structure(NamedTuple):

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmengine.analysis import FlopAnalyzer, get_model_complexity_info
+from mmengine.model import PretrainedInit
 from torch import nn
 
 from asl_mmdet.models.ofa595 import OFA595
@@ -196,6 +197,15 @@ def test_detector_stages_load_from_a_whole_file(tmp_path):
     assert torch.equal(
         model.stage1[0].depthwise_conv.conv.weight, authors_state()[f'{AUTHORS_BLOCK.format(0)}.depth_conv.conv.weight']
     )
+
+
+@pytest.mark.parametrize(
+    'form', [lambda cfg: [dict(type='Kaiming', layer='Conv2d'), cfg], lambda cfg: dict(cfg, type=PretrainedInit)]
+)
+def test_every_form_of_pretrained_loads(tmp_path, form):
+    model = OFA595(init_cfg=form(checkpoint(tmp_path, authors_state())))
+    model.init_weights()
+    assert torch.equal(model.stem.conv.weight, authors_state()['first_conv.conv.weight'])
 
 
 def test_a_file_that_does_not_fit_is_refused(tmp_path):

@@ -182,6 +182,37 @@ def test_values_that_a_hook_changes_need_no_new_kernel():
     torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_changed_attribute_needs_one_more_kernel_for_all_its_values():
+    logits, target = batch(60, 20, 'dense')
+    loss = AsymmetricLoss(fused=True)
+    loss(logits, target)
+    for name, values in (('gamma_neg', (1.0, 2.5, 3.0)), ('clip', (0.1, 0.0, 0.2))):
+        setattr(loss, name, values[0])
+        loss(logits, target)
+        before = module._kernel.cache_info().currsize
+        for value in values:
+            setattr(loss, name, value)
+            eager = AsymmetricLoss(fused=False, gamma_neg=loss.gamma_neg, clip=loss.clip)
+            result, grad = value_and_grad(lambda z: loss(z, target), logits)
+            expected, expected_grad = value_and_grad(lambda z: eager(z, target), logits)
+            torch.testing.assert_close(result, expected, rtol=1e-6, atol=0)
+            torch.testing.assert_close(grad, expected_grad, rtol=1e-6, atol=1e-8)
+        assert module._kernel.cache_info().currsize == before
+
+
+def test_values_may_change_between_the_passes():
+    logits, target = batch(60, 20, 'dense')
+    loss = AsymmetricLoss()
+    loss.make_adaptive('gamma_neg', (), torch.device('cpu'))
+    _, expected = value_and_grad(lambda z: loss(z, target), logits)
+    logits.requires_grad_()
+    value = loss(logits, target)
+    loss.gamma_neg.fill_(1.0)
+    for _ in range(2):
+        (grad,) = torch.autograd.grad(value, logits, retain_graph=True)
+        assert torch.equal(grad, expected)
+
+
 @pytest.mark.parametrize(
     'target, message',
     [
@@ -367,6 +398,16 @@ def test_integers_of_every_width_are_labels(dtype, fused):
         AsymmetricLoss(fused=fused)(logits, torch.full((30,), 255, dtype=torch.uint8))
     with pytest.raises(ValueError, match='holds 255: '):
         AsymmetricLoss(fused=fused)(logits, torch.full((30, 20), 255, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize('weight', [1.0, 300.0, 1e5])
+def test_large_weights_do_not_overflow_float16(weight):
+    logits = torch.tensor([[-5.0, 2.0, 0.0]], dtype=torch.float16)
+    target, avg_factor = torch.tensor([[1, 0, 0]]), 64.0 * weight
+    loss = AsymmetricLoss(gamma_pos=1.0, gamma_neg=2.0, clip=0.0, class_weight=[weight, weight, 1.0])
+    _, grad = value_and_grad(lambda z: loss(z, target, avg_factor=avg_factor), logits, 1024.0)
+    _, exact = value_and_grad(lambda z: loss(z, target, avg_factor=avg_factor), logits.double(), 1024.0)
+    torch.testing.assert_close(grad.double(), exact, rtol=2e-3, atol=1e-6)
 
 
 def test_small_gradients_of_float16_outlive_the_average():

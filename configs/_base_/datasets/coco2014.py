@@ -21,5 +21,5 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(thr=0.8)
+val_evaluator = dict(thr=0.8, best_threshold=True)
 test_evaluator = val_evaluator

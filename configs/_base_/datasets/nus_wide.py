@@ -8,3 +8,5 @@ val_dataloader = dict(
     dataset=dict(type='NUSWideDataset', data_root='data/nus_wide/', split='val'),
 )
 test_dataloader = val_dataloader
+val_evaluator = dict(thr=0.8, best_threshold=True)
+test_evaluator = val_evaluator

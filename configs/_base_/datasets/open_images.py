@@ -23,5 +23,5 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(require_negatives=True)
-test_evaluator = dict(require_negatives=True, per_class=False)
+val_evaluator = dict(thr=0.8, require_negatives=True)
+test_evaluator = dict(thr=0.8, require_negatives=True, per_class=False)
