@@ -2,6 +2,7 @@
 
 from mmdet.registry import PARAM_SCHEDULERS
 from mmengine.optim import OneCycleLR
+from mmengine.optim.scheduler.param_scheduler import INF
 
 
 @PARAM_SCHEDULERS.register_module()
@@ -9,10 +10,11 @@ class ScalableOneCycleLR(OneCycleLR):
     """mmengine's ``OneCycleLR`` with each parameter group's own learning rate as the maximum of its cycle.
 
     ``OneCycleLR`` sets every group to ``eta_max`` and so undoes, without a word, what ``auto_scale_lr`` and ``lr_mult``
-    ask for. All other options are those of ``OneCycleLR``.
+    ask for. All other options are those of ``OneCycleLR``: without ``total_steps`` the cycle is as long as training,
+    also where a resumed run was made longer or shorter.
 
     Raises:
-        ValueError: ``eta_max`` is given.
+        ValueError: ``eta_max`` is given, or a cycle that ends before training does.
     """
 
     def __init__(self, optimizer, *args, **kwargs) -> None:
@@ -22,7 +24,18 @@ class ScalableOneCycleLR(OneCycleLR):
                 'optimizer; set optim_wrapper.optimizer.lr'
             )
         super().__init__(optimizer, *args, eta_max=[group['lr'] for group in optimizer.param_groups], **kwargs)
+        length = self.end - self.begin
+        if self.total_steps < length < INF:
+            raise ValueError(
+                f'total_steps of ScalableOneCycleLR gives a cycle of {self.total_steps:,} steps, but training takes '
+                f'{length:,}: leave total_steps out, and the cycle is as long as training'
+            )
 
     def state_dict(self) -> dict:
         # Restricted loading refuses functions, and this one is chosen by the constructor.
         return {name: value for name, value in super().state_dict().items() if name != 'anneal_func'}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Where the cycle stands; its length is the config's."""
+        length = ('total_steps', '_schedule_phases', 'begin', 'end')
+        super().load_state_dict({name: value for name, value in state_dict.items() if name not in length})

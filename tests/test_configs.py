@@ -172,7 +172,7 @@ def test_a_detection_config_trains_a_step_and_evaluates(name, coco_folder, shape
             'data/coco', str(coco_folder)
         )
     if on_shapes:
-        cfg.param_scheduler[0].total_steps = 20  # of one iteration each
+        cfg.param_scheduler[0].update(end=20)  # of one iteration each
     cfg.train_cfg.update(max_epochs=1, val_interval=2)
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1, save_last=False)
     cfg.experiment_name = name.replace('/', '_')

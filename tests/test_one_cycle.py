@@ -37,7 +37,8 @@ def test_schedules_are_torch_one_cycle_of_learning_rate_and_beta(name, peak, cyc
         nn.Linear(1, 1).parameters(), cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.optimizer.betas
     )
     schedulers = [
-        PARAM_SCHEDULERS.build(dict(scheduler, optimizer=optimizer, epoch_length=per_epoch))
+        # As the Runner, which gives the end of training to those that have none.
+        PARAM_SCHEDULERS.build(dict(dict(end=epochs) | scheduler, optimizer=optimizer, epoch_length=per_epoch))
         for scheduler in cfg.param_scheduler
     ]
     ours = trajectory(schedulers, optimizer, epochs * per_epoch)
@@ -72,8 +73,10 @@ def test_every_group_has_a_cycle_of_its_own():
     assert values[:, 0].max().item() == pytest.approx(1e-3) and values[0, 1].item() == pytest.approx(1e-4 / 25)
 
 
-def test_auto_scale_lr_scales_the_cycle(tmp_path):
+def test_auto_scale_lr_scales_the_cycle_which_is_as_long_as_training(tmp_path):
     from mmengine.model import BaseModel
+
+    all_rates = {}
 
     class Weight(BaseModel):
         def __init__(self):
@@ -83,7 +86,7 @@ def test_auto_scale_lr_scales_the_cycle(tmp_path):
         def forward(self, inputs, data_samples=None, mode='tensor'):
             return dict(loss=self.weight.sum())
 
-    def largest_rate(name, **kwargs):
+    def largest_rate(name, total_steps=dict(total_steps=5), **kwargs):
         rates = []
         runner = Runner(
             Weight(),
@@ -99,7 +102,7 @@ def test_auto_scale_lr_scales_the_cycle(tmp_path):
                 sampler=dict(type='DefaultSampler', shuffle=False),
             ),
             optim_wrapper=dict(optimizer=dict(type='Adam', lr=0.4)),
-            param_scheduler=dict(type='ScalableOneCycleLR', total_steps=5, by_epoch=True, convert_to_iter_based=True),
+            param_scheduler=dict(type='ScalableOneCycleLR', by_epoch=True, convert_to_iter_based=True, **total_steps),
             **kwargs,
         )
         step = runner.model.train_step
@@ -109,18 +112,23 @@ def test_auto_scale_lr_scales_the_cycle(tmp_path):
         )[1]
         runner.train()
         assert len(rates) == 50
+        all_rates[name] = rates
         return max(rates)
 
     assert largest_rate('plain') == pytest.approx(0.4, rel=1e-2)
     scaled = largest_rate('scaled', auto_scale_lr=dict(enable=True, base_batch_size=32))
     assert scaled == pytest.approx(0.1, rel=1e-2)
+    largest_rate('as long as training', total_steps={})
+    assert all_rates['as long as training'] == all_rates['plain']
+    with pytest.raises(ValueError, match='a cycle of 40 steps, but training takes 50: leave total_steps out'):
+        largest_rate('too short', total_steps=dict(total_steps=4))
 
 
 def test_a_checkpoint_of_it_loads_without_running_code():
-    def scheduler():
+    def scheduler(total_steps=20):
         optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], 0.1)
         return optimizer, PARAM_SCHEDULERS.build(
-            dict(type='ScalableOneCycleLR', optimizer=optimizer, total_steps=20, by_epoch=False)
+            dict(type='ScalableOneCycleLR', optimizer=optimizer, total_steps=total_steps, by_epoch=False)
         )
 
     optimizer, straight = scheduler()
@@ -135,6 +143,13 @@ def test_a_checkpoint_of_it_loads_without_running_code():
     optimizer.load_state_dict(state['optimizer'])
     second.load_state_dict(state['scheduler'])
     torch.testing.assert_close(trajectory([second], optimizer, 12)[:, 0, 0], expected[8:])
+    optimizer, straight = scheduler(40)
+    expected = trajectory([straight], optimizer, 40)[:, 0, 0]
+    optimizer, longer = scheduler(40)
+    optimizer.load_state_dict(state['optimizer'])
+    longer.load_state_dict(state['scheduler'])
+    # The rate in the optimizer's state is that of the shorter cycle, until the next step.
+    torch.testing.assert_close(trajectory([longer], optimizer, 32)[1:, 0, 0], expected[9:])
 
 
 def test_a_maximum_of_its_own_is_refused():

@@ -523,7 +523,7 @@ def test_faults_in_an_annotation_file_of_a_detector(shapes, tmp_path, what):
     if what == 'outside':
         (tmp_path / 'data/x.png').touch()
         guard_detection_data(
-            loader, [ConfigDict(type='CocoMetric', ann_file=f'{tmp_path}/data/annotations/val.json')], True
+            loader, [ConfigDict(type='CocoMetric', ann_file=f'{tmp_path}/data/train/../annotations/train.json')], True
         )
         with pytest.raises(AnnotationError, match='there is no annotation file .*none.json'):
             guard_detection_data(loader, [ConfigDict(type='CocoMetric', ann_file=f'{tmp_path}/none.json')], True)
@@ -558,6 +558,18 @@ def test_what_pycocotools_needs_of_the_ground_truth(shapes, tmp_path, change, me
     evaluators = [ConfigDict(type='CocoMetric', ann_file=f'{folder}/annotations/train.json')]
     with pytest.raises(AnnotationError, match=message):
         guard_detection_data(cfg.val_dataloader, evaluators, False)
+
+
+def test_an_evaluators_file_has_the_images_of_its_data_set(shapes, tmp_path):
+    loader = Config.fromfile(CONFIG).val_dataloader
+    loader.dataset.data_root = f'{shapes}/'
+    shutil.copy(shapes / 'annotations/val.json', tmp_path / 'copy.json')
+    guard_detection_data(loader, [ConfigDict(type='CocoMetric', ann_file=f'{tmp_path}/copy.json')], False)
+    evaluators = [ConfigDict(type='CocoMetric', ann_file=f'{shapes}/annotations/train.json')]
+    with pytest.raises(
+        AnnotationError, match='evaluator reads .*/train.json, whose images are not those of .*val.json'
+    ):
+        guard_detection_data(loader, evaluators, False)
 
 
 def test_an_evaluators_file_has_the_classes_of_its_data_set(shapes, tmp_path):

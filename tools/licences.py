@@ -85,7 +85,7 @@ def incompatible(licences: dict[str, str]) -> list[str]:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or sys.argv[1].startswith('-'):
         sys.exit(__doc__)
     path = Path(sys.argv[1])
     listed = table(path.read_text(encoding='utf-8')) if path.is_file() else {}

@@ -58,6 +58,8 @@ def write(name: str, entries: dict[str, set[str]]) -> None:
 
 def main() -> None:
     options = sys.argv[1:]  # for pip, such as --cert
+    if '--help' in options or '-h' in options:
+        sys.exit(__doc__)
     mmcv, _, mmdet = setup_env.STACKS['onedl']
     pins = setup_env.read_pins('onedl')
     sources = {  # PyPI has no wheel of mmdet, and none of mmcv with compiled ops

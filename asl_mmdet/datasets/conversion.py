@@ -163,9 +163,11 @@ class CocoFile:
                 f'{self.tiny:,} boxes are less than a pixel wide or high: '
                 "mmdet's CocoDataset passes over them, CocoMultiLabelDataset takes their labels"
             )
-        files = f"ann_file='{path.as_posix()}', data_prefix=dict(img='{image_folder.as_posix()}/')"
-        classes = f'metainfo=dict(classes={tuple(self.classes)})'
-        return lines + [f"dict(type='{kind}', {files}, {classes})" for kind in ('CocoMultiLabelDataset', 'CocoDataset')]
+        return lines + [
+            f"dict(type='{kind}', data_root='', ann_file='{path.as_posix()}', "
+            f"data_prefix=dict({key}='{image_folder.as_posix()}/'), metainfo=dict(classes={tuple(self.classes)}))"
+            for kind, key in (('CocoMultiLabelDataset', 'img_path'), ('CocoDataset', 'img'))
+        ]
 
 
 class LabelTable:
@@ -204,7 +206,7 @@ class LabelTable:
         return [
             f'{path}: {len(self.rows):,} images, {empty:,} of them without labels; {counts.total():,} labels. '
             f'{_by_class(self.classes, counts)}',
-            f"dict(type='CSVMultiLabelDataset', ann_file='{path.as_posix()}', "
+            f"dict(type='CSVMultiLabelDataset', data_root='', ann_file='{path.as_posix()}', "
             f"data_prefix=dict(img_path='{image_folder.as_posix()}/'), "
             f"metainfo=dict(classes='{classes_beside(path).as_posix()}'), "
             f"label_form='names', label_separator={self.separator!r})",

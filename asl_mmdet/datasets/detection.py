@@ -40,9 +40,9 @@ def guard_detection_data(dataloader: ConfigDict, evaluators: Sequence[ConfigDict
     ``LoadImageFromFile`` into ``LoadNamedImage``. Data sets of other kinds are left alone.
 
     Raises:
-        AnnotationError: see ``check_coco_detection``, or a file is missing.
+        AnnotationError: see ``check_coco_detection``, a file is missing, or an evaluator's has other images.
     """
-    checked, classes = set(), ()
+    images, classes = {}, ()
     for dataset in leaf_configs(dataloader.dataset):
         kind = DATASETS.get(dataset.type) if isinstance(dataset.type, str) else dataset.type
         if kind is None or issubclass(kind, MultiLabelDataset):
@@ -61,16 +61,22 @@ def guard_detection_data(dataloader: ConfigDict, evaluators: Sequence[ConfigDict
         if isinstance(classes, str) and osp.isfile(classes):
             classes = list_from_file(classes)
         must_have_boxes = not dataset.get('test_mode') and (dataset.get('filter_cfg') or {}).get('filter_empty_gt')
-        check_coco_detection(path, folder, classes, dataset.get('test_mode', False), must_have_boxes, allow_outside)
-        checked.add(path)
+        images[osp.realpath(path)] = check_coco_detection(
+            path, folder, classes, dataset.get('test_mode', False), must_have_boxes, allow_outside
+        )
     for evaluator in evaluators:
         path = evaluator.get('ann_file')
         reads_coco = evaluator.get('type') in ('CocoMetric', 'CocoReportMetric')
-        if path and reads_coco and path not in checked and '://' not in path:
+        if path and reads_coco and osp.realpath(path) not in images and '://' not in path:
             content = _coco_content(path, may_lack_annotations=False)
             coco_arrays(content, path)
             _check_classes(content, path, classes)
             _check_entries(content, path, is_ground_truth=True)
+            if images and _images(content) != {k: v for one in images.values() for k, v in one.items()}:
+                raise AnnotationError(
+                    f'the evaluator reads {path}, whose images are not those of the data set in {", ".join(images)}: '
+                    'give the evaluator the ann_file of the data set'
+                )
 
 
 def check_coco_detection(
@@ -80,13 +86,16 @@ def check_coco_detection(
     test_mode: bool = False,
     must_have_boxes: bool = False,
     allow_outside: bool = False,
-) -> None:
+) -> dict[int | str, str]:
     """What mmdet's ``CocoDataset`` and pycocotools need; they pass over its lack in silence, or end in a traceback.
 
     Args:
         folder: of the images.
         classes: names, in the order of the model's outputs.
         test_mode: the file is what pycocotools compares with, or has no annotations.
+
+    Returns:
+        the images' names, without folders, by their ids.
 
     Raises:
         AnnotationError: the file is not in COCO's format, a box is not four finite numbers, a class is missing or in
@@ -112,6 +121,11 @@ def check_coco_detection(
                 f'{len(missing):,} of {len(names):,} images of {path} do not exist, such as '
                 f'{osp.join(folder, missing[0].decode())}. Correct data_root or data_prefix'
             )
+    return _images(content)
+
+
+def _images(content):
+    return {entry['id']: osp.basename(entry['file_name']) for entry in content['images']}
 
 
 def _coco_content(path, may_lack_annotations):

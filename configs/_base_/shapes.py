@@ -42,7 +42,7 @@ shapes = dict(
     test_evaluator=dict(ann_file='data/shapes/annotations/val.json'),
     optim_wrapper=dict(optimizer=dict(_delete_=True, type='AdamW', lr=5e-3, weight_decay=0.05), paramwise_cfg=None),
     param_scheduler=[
-        dict(type='ScalableOneCycleLR', total_steps=5, pct_start=0.2, by_epoch=True, convert_to_iter_based=True),
+        dict(type='ScalableOneCycleLR', pct_start=0.2, by_epoch=True, convert_to_iter_based=True),
     ],
     train_cfg=dict(max_epochs=5, val_interval=5),
     randomness=dict(seed=0),

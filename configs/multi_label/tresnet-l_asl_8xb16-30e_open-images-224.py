@@ -11,7 +11,7 @@ _base_ = [
 model = dict(head=dict(num_classes=9605, bottleneck_features=512, loss=dict(gamma_neg=7.0, clip=0.05)))
 train_cfg = dict(max_epochs=30)
 param_scheduler = [
-    dict(type='ScalableOneCycleLR', total_steps=30, pct_start=0.2, by_epoch=True, convert_to_iter_based=True),
+    dict(type='ScalableOneCycleLR', pct_start=0.2, by_epoch=True, convert_to_iter_based=True),
     dict(type='CosineAnnealingMomentum', eta_min=0.85, begin=0, end=6, by_epoch=True, convert_to_iter_based=True),
     dict(type='CosineAnnealingMomentum', eta_min=0.95, begin=6, end=30, by_epoch=True, convert_to_iter_based=True),
 ]

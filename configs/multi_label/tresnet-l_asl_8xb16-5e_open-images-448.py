@@ -12,7 +12,7 @@ val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 train_cfg = dict(max_epochs=5)
 param_scheduler = [
-    dict(type='ScalableOneCycleLR', total_steps=5, pct_start=0.2, by_epoch=True, convert_to_iter_based=True),
+    dict(type='ScalableOneCycleLR', pct_start=0.2, by_epoch=True, convert_to_iter_based=True),
     dict(type='CosineAnnealingMomentum', eta_min=0.85, begin=0, end=1, by_epoch=True, convert_to_iter_based=True),
     dict(type='CosineAnnealingMomentum', eta_min=0.95, begin=1, end=5, by_epoch=True, convert_to_iter_based=True),
 ]

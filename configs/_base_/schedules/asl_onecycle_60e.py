@@ -7,7 +7,7 @@ optim_wrapper = dict(
     paramwise_cfg=dict(flat_decay_mult=0.0),
 )
 param_scheduler = [
-    dict(type='ScalableOneCycleLR', total_steps=60, pct_start=0.2, by_epoch=True, convert_to_iter_based=True),
+    dict(type='ScalableOneCycleLR', pct_start=0.2, by_epoch=True, convert_to_iter_based=True),
     dict(type='CosineAnnealingMomentum', eta_min=0.85, begin=0, end=12, by_epoch=True, convert_to_iter_based=True),
     dict(type='CosineAnnealingMomentum', eta_min=0.95, begin=12, end=60, by_epoch=True, convert_to_iter_based=True),
 ]
