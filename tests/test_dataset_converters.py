@@ -230,7 +230,8 @@ def test_yolo_becomes_coco(yolo, tmp_path, convert):
     assert '1 lines that repeat another' in output
     assert '1 boxes reached out of their image' in output and '1 boxes are less than a pixel wide' in output
     for kind in ('CocoMultiLabelDataset', 'CocoDataset'):
-        assert len(re.findall(rf"^dict\(type='{kind}', data_root='', ann_file='\S+/(train|val).json'", output, re.M)) == 2
+        line = rf"^dict\(type='{kind}', data_root='', ann_file='\S+/(train|val).json'"
+        assert len(re.findall(line, output, re.M)) == 2
 
 
 @pytest.mark.parametrize('source', ['.', 'obj.names'])

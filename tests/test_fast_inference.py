@@ -95,9 +95,10 @@ def test_a_backbone_alone_and_in_training_mode():
 
 def test_a_convolution_of_all_levels_is_folded_with_the_norm_of_each():
     torch.manual_seed(0)
-    head = RetinaSepBNHead(
-        num_classes=4, num_ins=3, in_channels=8, feat_channels=8, stacked_convs=2, norm_cfg=dict(type='BN')
-    )
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        head = RetinaSepBNHead(
+            num_classes=4, num_ins=3, in_channels=8, feat_channels=8, stacked_convs=2, norm_cfg=dict(type='BN')
+        )
     nn.init.normal_(head.retina_cls.weight)
     with_data_seen(head)
     features = [torch.randn(1, 8, size, size) for size in (16, 8, 4)]
