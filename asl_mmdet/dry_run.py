@@ -140,8 +140,8 @@ def _leave_no_traces(cfg: Config, folder: str) -> list[str]:
                 path = osp.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
                 if kind and issubclass(kind, MultiLabelDataset) and dataset.get('cache', True) is True:
                     dataset.cache = folder
-                    if osp.isfile(cache_file(path, True)):
-                        shutil.copy(cache_file(path, True), cache_file(path, folder))
+                    if osp.isfile(beside := cache_file(path, True)):
+                        shutil.copy(beside, cache_file(path, folder))
     return [str(backend.get('type')) for backend in backends if backend not in kept]
 
 

@@ -42,7 +42,7 @@ def guard_detection_data(dataloader: ConfigDict, evaluators: Sequence[ConfigDict
     Raises:
         AnnotationError: see ``check_coco_detection``, a file is missing, or an evaluator's has other images.
     """
-    images, classes = {}, ()
+    checked, images, classes = [], {}, ()
     for dataset in leaf_configs(dataloader.dataset):
         kind = DATASETS.get(dataset.type) if isinstance(dataset.type, str) else dataset.type
         if kind is None or issubclass(kind, MultiLabelDataset):
@@ -61,20 +61,21 @@ def guard_detection_data(dataloader: ConfigDict, evaluators: Sequence[ConfigDict
         if isinstance(classes, str) and osp.isfile(classes):
             classes = list_from_file(classes)
         must_have_boxes = not dataset.get('test_mode') and (dataset.get('filter_cfg') or {}).get('filter_empty_gt')
-        images[osp.realpath(path)] = check_coco_detection(
+        images |= check_coco_detection(
             path, folder, classes, dataset.get('test_mode', False), must_have_boxes, allow_outside
         )
+        checked.append(osp.realpath(path))
     for evaluator in evaluators:
         path = evaluator.get('ann_file')
         reads_coco = evaluator.get('type') in ('CocoMetric', 'CocoReportMetric')
-        if path and reads_coco and osp.realpath(path) not in images and '://' not in path:
+        if path and reads_coco and osp.realpath(path) not in checked and '://' not in path:
             content = _coco_content(path, may_lack_annotations=False)
             coco_arrays(content, path)
             _check_classes(content, path, classes)
             _check_entries(content, path, is_ground_truth=True)
-            if images and _images(content) != {k: v for one in images.values() for k, v in one.items()}:
+            if checked and _images(content) != images:
                 raise AnnotationError(
-                    f'the evaluator reads {path}, whose images are not those of the data set in {", ".join(images)}: '
+                    f'the evaluator reads {path}, whose images are not those of the data set in {", ".join(checked)}: '
                     'give the evaluator the ann_file of the data set'
                 )
 

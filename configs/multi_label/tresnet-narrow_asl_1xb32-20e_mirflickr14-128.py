@@ -32,7 +32,6 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-param_scheduler = [dict(type='ScalableOneCycleLR', pct_start=0.2, by_epoch=True, convert_to_iter_based=True)]
 train_cfg = dict(max_epochs=20, val_interval=5)
 auto_scale_lr = dict(enable=False, base_batch_size=32)
 custom_hooks = [

@@ -7,6 +7,5 @@ train_dataloader = dict(batch_size=16, num_workers=1, dataset=dict(data_root='da
 val_dataloader = dict(batch_size=64, num_workers=1, dataset=dict(data_root='data/shapes-64/'))
 test_dataloader = dict(batch_size=64, num_workers=1, dataset=dict(data_root='data/shapes-64/'))
 optim_wrapper = dict(optimizer=dict(lr=5e-3))
-param_scheduler = [dict(type='ScalableOneCycleLR', pct_start=0.2, by_epoch=True, convert_to_iter_based=True)]
 train_cfg = dict(max_epochs=15, val_interval=5)
 default_hooks = dict(checkpoint=dict(interval=5), visualization=dict(draw=False))

@@ -36,7 +36,6 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 optim_wrapper = dict(optimizer=dict(lr=2.5e-3))
-param_scheduler = [dict(type='ScalableOneCycleLR', pct_start=0.2, by_epoch=True, convert_to_iter_based=True)]
 train_cfg = dict(max_epochs=18, val_interval=6)
 randomness = dict(seed=0)
 default_hooks = dict(visualization=dict(interval=5))
