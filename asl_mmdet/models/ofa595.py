@@ -143,8 +143,44 @@ class OFA595(StagedBackbone):
                 features.append(x)
         return tuple(features)
 
-    def load_pretrained(self, path: str, prefix: str | None, map_location: str | torch.device | None) -> None:
-        load_pretrained(self, path, prefix, map_location)
+    def load_pretrained(
+        self, path: str | Path, prefix: str | None = None, map_location: str | torch.device | None = 'cpu'
+    ) -> None:
+        """Load a local file of the authors' layout or our own, all or nothing.
+
+        Args:
+            path: its tensors may lie under ``state_dict``.
+            prefix: takes only the keys under this one.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file cannot be read without running code from it, or lacks tensors of the model or holds
+                them in another shape; the model is unchanged then.
+        """
+        content = read_checkpoint(path, map_location)
+        state = content.get('state_dict', content) if isinstance(content, Mapping) else {}
+        if prefix:
+            prefix = prefix.removesuffix('.') + '.'
+            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        state = {_own_key(key): value for key, value in state.items()}
+        expected = self.state_dict()
+        wrong = [
+            key
+            for key, value in expected.items()
+            if not key.endswith('num_batches_tracked') and (key not in state or state[key].shape != value.shape)
+        ]
+        if wrong:
+            where = f' under the prefix {prefix!r}' if prefix else ''
+            raise ValueError(
+                f"'{path}' does not fit OFA595: {len(wrong)} of {len(expected)} tensors are missing{where} or "
+                f"of another shape, {wrong[0]} among them. The authors' file is 'init' of "
+                'flops@595M_top1@80.0_finetune@75'
+            )
+        self.load_state_dict({key: value for key, value in state.items() if key in expected}, strict=False)
+        left_out = sorted(set(state) - set(expected))
+        print_log(
+            f"OFA595: loaded '{path}'" + (f'; left out: {", ".join(left_out)}' if left_out else ''), logger='current'
+        )
 
 
 def _inverted_residual(in_channels: int, block: Block, norm_cfg: dict, act_cfg: dict) -> InvertedResidual:
@@ -201,41 +237,3 @@ def _own_key(key: str) -> str:
         return f'{_POSITIONS[int(index)]}.{_PARTS[part]}.{rest}' if int(index) < len(_POSITIONS) else key
     layer, _, rest = key.partition('.')
     return f'{_OUTSIDE_BLOCKS[layer]}.{rest}' if layer in _OUTSIDE_BLOCKS else key
-
-
-def load_pretrained(
-    model: OFA595, path: str | Path, prefix: str | None = None, map_location: str | torch.device | None = 'cpu'
-) -> None:
-    """Load a local file of the authors' layout or our own, all or nothing.
-
-    Args:
-        path: its tensors may lie under ``state_dict``.
-        prefix: takes only the keys under this one.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read without running code from it, or lacks tensors of the model or holds them in
-            another shape; the model is unchanged then.
-    """
-    content = read_checkpoint(path, map_location)
-    state = content.get('state_dict', content) if isinstance(content, Mapping) else {}
-    if prefix:
-        prefix = prefix.removesuffix('.') + '.'
-        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    state = {_own_key(key): value for key, value in state.items()}
-    expected = model.state_dict()
-    wrong = [
-        key
-        for key, value in expected.items()
-        if not key.endswith('num_batches_tracked') and (key not in state or state[key].shape != value.shape)
-    ]
-    if wrong:
-        where = f' under the prefix {prefix!r}' if prefix else ''
-        raise ValueError(
-            f"'{path}' does not fit OFA595: {len(wrong)} of {len(expected)} tensors are missing{where} or "
-            f"of another shape, {wrong[0]} among them. The authors' file is 'init' of "
-            'flops@595M_top1@80.0_finetune@75'
-        )
-    model.load_state_dict({key: value for key, value in state.items() if key in expected}, strict=False)
-    left_out = sorted(set(state) - set(expected))
-    print_log(f"OFA595: loaded '{path}'" + (f'; left out: {", ".join(left_out)}' if left_out else ''), logger='current')

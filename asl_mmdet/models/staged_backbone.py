@@ -1,6 +1,7 @@
 """Freezing as in mmdet's ResNet, and weights from files of any layout, for backbones of a stem and a list of stages."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from mmengine.model import BaseModule, PretrainedInit, update_init_info
@@ -25,7 +26,9 @@ class StagedBackbone(BaseModule):
     def stages(self) -> Sequence[nn.Module]:
         raise NotImplementedError
 
-    def load_pretrained(self, path: str, prefix: str | None, map_location: str | torch.device | None) -> None:
+    def load_pretrained(
+        self, path: str | Path, prefix: str | None = None, map_location: str | torch.device | None = 'cpu'
+    ) -> None:
         """Load a file, or raise where its tensors are not those of the model."""
         raise NotImplementedError
 

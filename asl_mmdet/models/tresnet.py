@@ -190,7 +190,7 @@ class TResNet(StagedBackbone):
         with_cp: Recomputes each block in the backward pass to save memory. As in mmdet's ResNet, BN statistics that do
             move then move twice per iteration.
         init_cfg: ``dict(type='Pretrained', checkpoint=PATH)`` loads a local file: our own, the official ``.pth``, or
-            timm's ``tresnet_*`` (``.pth``, ``.safetensors``), see :func:`load_pretrained`; ``prefix='backbone.'`` takes
+            timm's ``tresnet_*`` (``.pth``, ``.safetensors``), see :meth:`load_pretrained`; ``prefix='backbone.'`` takes
             the backbone out of a whole model's checkpoint. None keeps the initialisation of the official code.
             Other types are mmengine's.
 
@@ -260,8 +260,27 @@ class TResNet(StagedBackbone):
                 features.append(x)
         return tuple(features)
 
-    def load_pretrained(self, path: str, prefix: str | None, map_location: str | torch.device | None) -> None:
-        load_pretrained(self, path, prefix, map_location)
+    def load_pretrained(
+        self, path: str | Path, prefix: str | None = None, map_location: str | torch.device | None = 'cpu'
+    ) -> None:
+        """Load a file in any layout that :func:`read_weights` knows and log what was loaded and what was left out.
+
+        Raises:
+            FileNotFoundError: There is no such file; the error says where such files come from.
+            ValueError: The file cannot be read or does not fit the model, which is unchanged then.
+        """
+        try:
+            weights = read_weights(path, prefix, map_location)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(_where_weights_come_from(path, self)) from error
+        unbuilt = load_weights(self, weights, path)
+        left_out = sorted(weights.left_out + unbuilt)
+        converted = ', InPlaceABN weights w converted to |w| + 1e-5 for BN' if weights.layout == 'official' else ''
+        print_log(
+            f"TResNet: loaded {len(weights.state) - len(unbuilt)} tensors from '{path}' ({weights.layout} layout"
+            f'{converted}); left out {len(left_out)}' + (f': {_some(left_out)}' if left_out else ''),
+            logger='current',
+        )
 
 
 class _Structure(NamedTuple):
@@ -448,29 +467,6 @@ def load_weights(model: TResNet, weights: TResNetWeights, source: str | Path) ->
         )
     model.load_state_dict(state, strict=False)
     return unbuilt
-
-
-def load_pretrained(
-    model: TResNet, path: str | Path, prefix: str | None = None, map_location: str | torch.device | None = 'cpu'
-) -> None:
-    """Load a file in any layout that :func:`read_weights` knows and log what was loaded and what was left out.
-
-    Raises:
-        FileNotFoundError: There is no such file; the error says where such files come from.
-        ValueError: The file cannot be read or does not fit the model, which is unchanged then.
-    """
-    try:
-        weights = read_weights(path, prefix, map_location)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(_where_weights_come_from(path, model)) from error
-    unbuilt = load_weights(model, weights, path)
-    left_out = sorted(weights.left_out + unbuilt)
-    converted = ', InPlaceABN weights w converted to |w| + 1e-5 for BN' if weights.layout == 'official' else ''
-    print_log(
-        f"TResNet: loaded {len(weights.state) - len(unbuilt)} tensors from '{path}' ({weights.layout} layout"
-        f'{converted}); left out {len(left_out)}' + (f': {_some(left_out)}' if left_out else ''),
-        logger='current',
-    )
 
 
 def _where_weights_come_from(path: str | Path, model: TResNet) -> str:

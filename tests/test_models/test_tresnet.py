@@ -19,7 +19,7 @@ from mmengine.registry import DefaultScope
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from asl_mmdet.models.tresnet import ARCHITECTURES, BlurPool, TResNet, load_pretrained, space_to_depth
+from asl_mmdet.models.tresnet import ARCHITECTURES, BlurPool, TResNet, space_to_depth
 
 TINY = dict(layers=(1, 2, 1, 1), width=0.25)
 TINY_V2 = dict(layers=(1, 1, 1, 1), width=0.3, v2=True)  # 19 channels, rounded down to 16
@@ -237,7 +237,7 @@ def test_features_equal_timm(timm_tresnet, tmp_path, arch, suffix, log):
     path = tmp_path / f'weights{suffix}'
     (save_file if suffix == '.safetensors' else torch.save)(theirs.state_dict(), path)
     ours = TResNet(arch).eval()
-    load_pretrained(ours, path)
+    ours.load_pretrained(path)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.body.parameters())
     for shape in ((2, 3, 32, 32), (1, 3, 96, 96), (1, 3, 160, 224)):
         x = images(*shape)

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from asl_mmdet import TResNet
 from asl_mmdet.fast_inference import fast_inference
-from asl_mmdet.models.tresnet import load_pretrained
 
 OURS, TIMM = 'TResNet', 'timm TResNet'
 TOLERANCE = 1e-4
@@ -52,7 +51,7 @@ def build(layers: list[int], width: float, peers: list[tuple[str, nn.Module]]) -
         theirs = randomise(timm.TResNet(layers, width_factor=width, num_classes=0, global_pool=''))
         with tempfile.TemporaryDirectory() as folder:
             torch.save(theirs.state_dict(), Path(folder, 'timm.pth'))
-            load_pretrained(ours, Path(folder, 'timm.pth'))
+            ours.load_pretrained(Path(folder, 'timm.pth'))
         found[TIMM] = theirs
     return found | {'mmdet ResNet-50': ResNet(50, out_indices=(3,))} | dict(peers)
 
