@@ -40,9 +40,12 @@ def fast_inference(model: nn.Module, compile: bool = False) -> nn.Module:
     if compile:
         backbone = getattr(model, 'backbone', model)
         backbone.compile()
-        # As an option of compile it is ignored: whether weights are constants is decided before options count.
-        freezing = torch._inductor.config.patch(freezing=True)
-        backbone._compiled_call_impl = freezing(backbone._compiled_call_impl)
+        # As options of compile they are ignored: whether weights are constants is decided before options count.
+        settings = dict(freezing=True)
+        if not any(parameter.is_cuda for parameter in backbone.parameters()):
+            # What calls the kernels is C++ too: 5 to 10 % of the time of a picture of 448 pixels.
+            settings['cpp_wrapper'] = True
+        backbone._compiled_call_impl = torch._inductor.config.patch(settings)(backbone._compiled_call_impl)
     return model
 
 

@@ -83,13 +83,13 @@ def _negatives_and_positives(
 
     wrong, right = torch.sigmoid(z), (-z).sigmoid_()
     if is_zero(clip):
-        loss, grad = focal(right, wrong, _log_right(z), gamma_neg, setting.detach_focusing)
+        gain, grad = focal(right, wrong, _log_right(z), gamma_neg, setting.detach_focusing)
     else:
         p_m = F.softshrink(wrong, clip)
         log = log1p(-p_m, right, clip)
-        loss, grad = focal_with_margin(right, wrong, p_m, log, gamma_neg, clip, setting.detach_focusing)
+        gain, grad = focal_with_margin(right, wrong, p_m, log, gamma_neg, clip, setting.detach_focusing)
     if neg_weight != 1:
-        loss.mul_(neg_weight)
+        gain.mul_(neg_weight)
         grad.mul_(neg_weight)
     of_positives = z.view(-1).index_select(0, index)
     right_of_positives, wrong_of_positives = torch.sigmoid(of_positives), torch.sigmoid(-of_positives)
@@ -98,13 +98,13 @@ def _negatives_and_positives(
     )
     if pos_weight != 1:
         positive, slope = pos_weight * positive, pos_weight * slope
-    loss.view(-1).scatter_(0, index, positive)
+    gain.view(-1).scatter_(0, index, positive)
     grad.view(-1).scatter_(0, index, -slope)
     if weight is not None:
-        loss.mul_(weight)
+        gain.mul_(weight)
         grad.mul_(weight)
 
-    total = loss.sum()
+    total = -gain.sum()
     # A sum of logits is finite where all are.
     if not math.isfinite(total) or not math.isfinite(z.sum()):
         return None

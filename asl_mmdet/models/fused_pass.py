@@ -22,13 +22,18 @@ _WITHOUT_COMPILER: set[str] = set()
 
 def choose_pass(logits: Tensor, fused: bool | None) -> Callable[..., Outcome]:
     if torch.compiler.is_compiling():
-        return one_pass
+        return _traced_pass
     size = logits.numel()
     if fused is None:
         # By size and device alone, so that a resumed run computes what an uninterrupted one does.
         worth_it = logits.is_cuda or (size >= WORTH_COMPILING and logits.is_cpu)
         return _fused_where_possible if worth_it and size else eager_pass
     return fused_pass if fused and size else eager_pass
+
+
+def _traced_pass(setting: Setting, *tensors: Tensor | None) -> Outcome:
+    """``one_pass`` within a graph that somebody else compiles."""
+    return _summed(one_pass(setting, *tensors))
 
 
 def _fused_where_possible(setting: Setting, logits: Tensor, *tensors: Tensor | None) -> Outcome:
@@ -74,18 +79,27 @@ def compiled_pass(setting: Setting, *tensors: Tensor | None) -> Outcome:
     tensors = [None if tensor is None else tensor.contiguous() for tensor in tensors]
     # What torch makes a kernel of its own for, sizes of 1 among it.
     kinds = [None if tensor is None else (tensor.dtype, *[min(n, 2) for n in tensor.shape]) for tensor in tensors]
-    device = tensors[0].device
+    logits = tensors[0]
+    device = logits.device
+    # A sum of rows is best made for their length, which a model does not change.
+    num_classes = logits.shape[1] if setting.by_rows else None
     state = (torch.is_autocast_enabled(device.type), torch.is_inference_mode_enabled(), torch.get_num_threads())
     try:
-        return _kernel(setting, device, *kinds, *state)(*tensors)
+        outcome = _kernel(setting, device, num_classes, *kinds, *state)(*tensors)
     except AssertionError:
         # After torch.compiler.reset() the kernel is compiled for the one size of the next batch, and refuses others.
         _kernel.cache_clear()
-        return _kernel(setting, device, *kinds, *state)(*tensors)
+        outcome = _kernel(setting, device, num_classes, *kinds, *state)(*tensors)
+    return _summed(outcome)
+
+
+def _summed(outcome: Outcome) -> Outcome:
+    """With the sum of all for the sums of the rows; torch's own is made for any number of them."""
+    return outcome._replace(loss=outcome.loss.sum()) if outcome.loss.ndim else outcome
 
 
 @functools.cache
-def _kernel(setting: Setting, device: torch.device, *signature) -> Callable[..., Outcome]:
+def _kernel(setting: Setting, device: torch.device, num_classes: int | None, *signature) -> Callable[..., Outcome]:
     """torch keeps eight kernels for one piece of code; here all that it tells apart has a piece of its own."""
 
     def run(*tensors):
@@ -100,7 +114,9 @@ def _kernel(setting: Setting, device: torch.device, *signature) -> Callable[...,
     def call(*tensors):
         nonlocal is_new
         if is_new:
-            examples = [None if tensor is None else _example(i, tensor) for i, tensor in enumerate(tensors)]
+            examples = [
+                None if tensor is None else _example(i, tensor, num_classes) for i, tensor in enumerate(tensors)
+            ]
             with torch._dynamo.config.patch(_without_notes()):
                 compiled(*examples)
             is_new = False
@@ -128,20 +144,21 @@ def _without_notes() -> dict[str, bool]:
     return {name: False} if hasattr(torch._dynamo.config, name) else {}
 
 
-def _example(position: int, tensor: Tensor) -> Tensor:
-    """Zeros whose sizes are symbols to torch.compile.
+def _example(position: int, tensor: Tensor, num_classes: int | None) -> Tensor:
+    """Zeros whose sizes, but for ``num_classes`` where it is given, are symbols to torch.compile.
 
     One kernel serves all batches so, the same one whatever came first: torch decides by the first sizes whether it uses
     several threads, and keeps the kernel on disk.
     """
-    rows, classes = EXAMPLE
-    sizes = (rows, classes)[2 - tensor.ndim :]
+    rows = (EXAMPLE[0], True)
+    classes = (num_classes or EXAMPLE[1], num_classes is None)
+    dims = (rows, classes)[2 - tensor.ndim :]
     if position == 1 and tensor.ndim == 1:  # indices
-        sizes = (rows,)
+        dims = (rows,)
     if position == 6:  # probability sums
-        sizes = (4, classes)
-    zeros = tensor.new_zeros([min(size, own) if own < 2 else size for size, own in zip(sizes, tensor.shape)])
-    for dim, size in enumerate(sizes):
-        if size != 4:
+        dims = ((4, False), classes)
+    zeros = tensor.new_zeros([min(size, own) if own < 2 else size for (size, _), own in zip(dims, tensor.shape)])
+    for dim, (_, is_symbol) in enumerate(dims):
+        if is_symbol:
             torch._dynamo.maybe_mark_dynamic(zeros, dim)
     return zeros

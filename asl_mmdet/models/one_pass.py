@@ -30,8 +30,8 @@ def positive_term(logits: Tensor, gamma_pos: float, detach_focusing: bool = Fals
         loss (not negative) and dloss/dz (not positive), both of the shape of ``logits``.
     """
     odds, right, wrong, excess = _answer(-logits)
-    loss, slope = focal(right, wrong, -(log1p(odds) + excess), gamma_pos, detach_focusing)
-    return loss, -slope
+    gain, slope = focal(right, wrong, -(log1p(odds) + excess), gamma_pos, detach_focusing)
+    return -gain, -slope
 
 
 def negative_term(
@@ -51,12 +51,14 @@ def negative_term(
     """
     odds, right, wrong, excess = _answer(logits)
     if is_zero(clip):
-        return focal(right, wrong, -(log1p(odds) + excess), gamma_neg, detach_focusing)
+        gain, slope = focal(right, wrong, -(log1p(odds) + excess), gamma_neg, detach_focusing)
+        return -gain, slope
     p_m = torch.relu(wrong - clip)
     log = log1p(-p_m, right, clip)
     if torch.is_tensor(clip):
         log = log - torch.where(clip > 0, 0, excess)
-    return focal_with_margin(right, wrong, p_m, log, gamma_neg, clip, detach_focusing)
+    gain, slope = focal_with_margin(right, wrong, p_m, log, gamma_neg, clip, detach_focusing)
+    return -gain, slope
 
 
 class _Answer(NamedTuple):
@@ -129,9 +131,9 @@ def log1p(x: Tensor, right: Tensor | None = None, clip: float | Tensor = 1.0) ->
 def focal(
     right: Tensor, wrong: Tensor, log: Tensor, gamma: float | Tensor, detach_focusing: bool
 ) -> tuple[Tensor, Tensor]:
-    """-wrong^gamma log and its derivative with respect to s, where log = log(right)."""
+    """L = wrong^gamma log of eq. 4, where log = log(right), and the derivative of -L with respect to s."""
     if is_zero(gamma):
-        return -log, wrong
+        return log, wrong
     focusing = power(wrong, gamma)
     if detach_focusing:
         slope = wrong
@@ -139,7 +141,7 @@ def focal(
         slope = wrong - gamma * right * log
     else:
         slope = torch.addcmul(wrong, right, log, value=-gamma)
-    return torch.mul(log, focusing).neg_(), focusing * slope
+    return log * focusing, focusing * slope
 
 
 def focal_with_margin(
@@ -151,21 +153,20 @@ def focal_with_margin(
     clip: float | Tensor,
     detach_focusing: bool,
 ) -> tuple[Tensor, Tensor]:
-    """-p_m^gamma log and its derivative with respect to s (eq. 8), where log = log(1 - p_m)."""
+    """L = p_m^gamma log of eq. 7, where log = log(1 - p_m), and the derivative of -L with respect to s (eq. 8)."""
     # right / (1 - p_m), which has a limit where both are 0.
     share = right / (right + clip)
     if not torch.is_tensor(gamma) and gamma >= 1 and gamma == int(gamma):
         below = power(p_m, gamma - 1)
-        loss = torch.mul(log, below).mul_(p_m).neg_()
         slope = share.mul_(p_m)
         if not detach_focusing:
             slope.addcmul_(right, log, value=-gamma)
-        return loss, slope.mul_(below).mul_(wrong)
+        return torch.mul(log, below).mul_(p_m), slope.mul_(below).mul_(wrong)
     focusing = p_m**gamma
     slope = share if detach_focusing else share - gamma * right * (log / p_m)
     # Eq. 8 is 0 up to the margin, also where powers of 0 are not.
     slope = torch.where(p_m == 0, 0, focusing * slope)
-    return torch.mul(log, focusing).neg_(), wrong * slope
+    return log * focusing, wrong * slope
 
 
 def is_zero(value: float | Tensor) -> bool:
@@ -191,6 +192,8 @@ class Setting(NamedTuple):
     Fields:
         gamma_neg, clip: None where they come as tensors with every call.
         hard: the labels are 0, 1 or unknown, so that one logarithm serves both terms.
+        by_rows: add up each row by itself. Only so does torch.compile make one kernel of it for a GPU; for one sum of
+            all it makes one that writes the losses of the elements, and another that reads everything once more.
     """
 
     gamma_pos: float
@@ -200,14 +203,15 @@ class Setting(NamedTuple):
     ignore_index: int
     detach_focusing: bool
     hard: bool
+    by_rows: bool = False
 
 
 class Outcome(NamedTuple):
     """Of one pass.
 
     Fields:
-        loss: 0-d, the weighted sum. NaN where a logit is not finite, an index is out of range, or a label that is not
-            unknown lies outside [0, 1], or, where ``hard``, is neither 0 nor 1.
+        loss: 0-d, the weighted sum, or (N,), those of the rows. NaN where a logit is not finite, an index is out of
+            range, or a label that is not unknown lies outside [0, 1], or, where ``hard``, is neither 0 nor 1.
         grad: (N, C), its derivative with respect to the logits, of their dtype.
         sums: those that were given to the pass, and this batch's; a new tensor, or None.
     """
@@ -279,7 +283,7 @@ def elements(
             if torch.is_tensor(clip):
                 log = log - torch.where(clip > 0, 0, excess)
             negative, negative_slope = focal_with_margin(right, wrong, p_m, log, gamma_neg, clip, detach_focusing)
-        loss = torch.where(is_positive, pos_weight * positive, neg_weight * negative)
+        loss = torch.where(is_positive, -pos_weight * positive, -neg_weight * negative)
         grad = torch.where(is_positive, -pos_weight * positive_slope, neg_weight * negative_slope)
     else:
         positive, positive_slope = positive_term(z, gamma_pos, detach_focusing)
@@ -320,9 +324,15 @@ def one_pass(
     """
     loss, grad, counts = elements(setting, logits, targets, weight, gamma_neg, clip)
     if sums is not None:
-        sums = add_counts(sums, counts())
-    # A kernel of a CPU adds up thousands of numbers one by one, and in float32 loses digits of many small ones.
-    total = loss.sum(dtype=torch.float64).to(loss.dtype)
+        of_batch = counts()
+        if setting.by_rows and sums.shape[1] == 1:
+            of_batch = tuple(count.sum(1) for count in of_batch)
+        sums = add_counts(sums, of_batch)
+    if setting.by_rows:
+        total = loss.sum(1)
+    else:
+        # A kernel of a CPU adds up thousands of numbers one by one, and in float32 loses digits of many small ones.
+        total = loss.sum(dtype=torch.float64).to(loss.dtype)
     return Outcome(total * scale, (grad * scale).to(logits.dtype), sums)
 
 

@@ -1,6 +1,7 @@
 """The pass as plain arithmetic against the two terms and the float64 reference; as a kernel against both."""
 
 import itertools
+import os
 import warnings
 from unittest import mock
 
@@ -15,6 +16,7 @@ from asl_mmdet.models import fused_pass as module
 from asl_mmdet.models.asymmetric_loss import ProbabilityStatistics, asymmetric_loss
 from asl_mmdet.models.eager_pass import eager_pass
 from asl_mmdet.models.one_pass import LARGEST_LOGIT, Setting, exp, log1p, one_pass
+from tests.conftest import ROOT, run_tool
 from tests.test_models.test_asymmetric_loss import case, gamma, value_and_grad
 
 ASL = Setting(0.0, 4.0, 0.05, None, -1, False, hard=False)
@@ -146,6 +148,40 @@ def test_kernel_equals_single_operations(kind, dtype, kwargs):
         torch.testing.assert_close(found.take(), wanted.take(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('kind', ['dense', 'index'])
+def test_sums_of_rows_are_the_sums(kind):
+    """As on a GPU."""
+    setting = ASL._replace(hard=True)
+    for rows, classes in ((37, 50), (1, 9), (9, 1)):
+        logits, target = batch(rows, classes, kind)
+        for sums in (None, torch.rand(4, 1).double(), torch.rand(4, classes).double()):
+            inputs = (logits, target, torch.rand(rows, 1), torch.tensor(0.5), None, None, sums)
+            outcome = one_pass(setting._replace(by_rows=True), *inputs)
+            assert outcome.loss.shape == (rows,)
+            assert_same(outcome._replace(loss=outcome.loss.sum()), one_pass(setting, *inputs))
+
+
+def test_a_kernel_that_sums_rows_is_made_for_their_length_and_any_number(monkeypatch):
+    compiled = []
+    real = torch.compile
+
+    def watched(function, **kwargs):
+        compiled.append(function)
+        return real(function, backend='eager')
+
+    monkeypatch.setattr(torch, 'compile', watched)
+    module._kernel.cache_clear()
+    setting = ASL._replace(hard=True, by_rows=True)
+    inputs = (None, torch.tensor(1.0), None, None, None)
+    for rows, classes, kernels in ((40, 30, 1), (7, 30, 1), (300, 30, 1), (40, 1024, 2), (module.EXAMPLE[0], 1024, 2)):
+        logits, target = batch(rows, classes, 'index')
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            found = module.compiled_pass(setting, logits, target, *inputs)
+        assert_same(found, eager_pass(setting, logits, target, *inputs), 2e-6)
+        assert len(compiled) == kernels
+    module._kernel.cache_clear()
+
+
 def test_one_kernel_serves_every_number_of_rows_and_classes():
     loss = AsymmetricLoss(fused=True, gamma_neg=3.0)
     torch._dynamo.utils.counters.clear()
@@ -225,6 +261,14 @@ def test_values_may_change_between_the_passes():
 def test_bad_labels_are_named_by_the_kernel_too(target, message):
     with pytest.raises(ValueError, match=message):
         AsymmetricLoss(fused=True)(torch.zeros(2, 30), target)
+
+
+@pytest.mark.slow
+def test_the_kernel_of_a_gpu_computes_the_same_in_the_interpreter_of_triton():
+    pytest.importorskip('triton')
+    path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
+    done = run_tool('tests/test_models/triton_pass.py', env=dict(TRITON_INTERPRET='1', PYTHONPATH=path))
+    assert done.returncode == 0 and done.stdout.endswith('equal\n'), done.stdout
 
 
 # --------------------------------------------------------------------------------------------------------- the backward
