@@ -3,10 +3,11 @@
 import argparse
 import errno
 import importlib.util
+import inspect
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -22,10 +23,17 @@ from mmengine.runner import Runner
 from .checkpoint import CheckpointError
 from .datasets import AnnotationError
 from .datasets.detection import guard_detection_data
-from .hooks import ExactResumeHook, NonFiniteError, NonFiniteHook
+from .datasets.label_index import quoted, suggestion
+from .hooks import DataCheckHook, ExactResumeHook, NonFiniteError, NonFiniteHook
 
 # Seconds for which a process waits for the others; torch's default is this for NCCL, but three times as long for gloo.
 TIMEOUT = 600
+# What a config may have besides the arguments of Runner: read from it by mmengine, mmdet's tools and here.
+OPTIONAL_SETTINGS = (
+    *('activation_checkpointing', 'compile', 'efficient_conv_bn_eval', 'find_unused_parameters', 'model_wrapper_cfg'),
+    *('runner_type', 'sync_bn', 'tta_model', 'tta_pipeline'),
+    *('allow_non_finite', 'allow_outside', 'check_data'),
+)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +58,7 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options:
+        _check_keys(cfg, args.cfg_options)
         cfg.merge_from_dict(args.cfg_options)
     if args.work_dir or cfg.get('work_dir') is None:
         cfg.work_dir = args.work_dir or str(Path('work_dirs') / Path(args.config).stem)
@@ -60,27 +69,46 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def _check_keys(cfg: Config, options: Mapping[str, object]) -> None:
+    """A misspelt setting of a part fails when that is built; nobody would ask for one of the config itself."""
+    known = sorted({*cfg, *inspect.signature(Runner.__init__).parameters, *OPTIONAL_SETTINGS} - {'self', 'cfg'})
+    for key in options:
+        top = key.partition('.')[0]
+        if top not in known:
+            sys.exit(
+                f'--cfg-options {key}: the config has no {quoted(top)}{suggestion(top, known)}, and nothing reads one. '
+                'Where code of yours does, give it a value in the config first'
+            )
+
+
 def make_resumable(cfg: Config) -> None:
     """SafeCheckpointHook in place of mmengine's CheckpointHook, and ExactResumeHook, where the config has neither."""
     checkpoint = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
     if checkpoint and checkpoint.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
         checkpoint.type = 'SafeCheckpointHook'
-    hooks = cfg.get('custom_hooks') or []
-    if not any(hook.get('type') in ('ExactResumeHook', ExactResumeHook) for hook in hooks if isinstance(hook, dict)):
-        cfg.custom_hooks = [*hooks, dict(type='ExactResumeHook')]
+    _add_hook(cfg, ExactResumeHook)
 
 
 def stop_at_non_finite(cfg: Config) -> None:
     """NonFiniteHook, where the config has none and does not say ``allow_non_finite=True``."""
+    if not cfg.get('allow_non_finite', False):
+        _add_hook(cfg, NonFiniteHook)
+
+
+def _add_hook(cfg: Config, kind: type) -> None:
     hooks = cfg.get('custom_hooks') or []
-    has_one = any(hook.get('type') in ('NonFiniteHook', NonFiniteHook) for hook in hooks if isinstance(hook, dict))
-    if not has_one and not cfg.get('allow_non_finite', False):
-        cfg.custom_hooks = [*hooks, dict(type='NonFiniteHook')]
+    if not any(hook.get('type') in (kind.__name__, kind) for hook in hooks if isinstance(hook, dict)):
+        cfg.custom_hooks = [*hooks, dict(type=kind.__name__)]
 
 
 def build_runner(cfg: Config, *splits: str) -> Runner:
-    """The Runner of a config; the data that the detectors of these splits (train, val, test) read are checked first."""
+    """The Runner of a config; the data that the detectors of these splits (train, val, test) read are checked first.
+
+    DataCheckHook is added, where the config has none and does not say ``check_data=False``.
+    """
     _leave_out_tensorboard_where_missing(cfg)
+    if cfg.get('check_data', True):
+        _add_hook(cfg, DataCheckHook)
     for split in splits:
         if cfg.get(f'{split}_dataloader'):
             evaluators = cfg.get(f'{split}_evaluator') or []

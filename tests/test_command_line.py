@@ -1,4 +1,4 @@
-"""Where the scalars of a run go: mmengine's visualization backends, by name."""
+"""Where the scalars of a run go: mmengine's visualization backends, by name; and settings of the command line."""
 
 import argparse
 import importlib.util
@@ -74,3 +74,43 @@ def test_without_tensorboard_a_run_goes_on(monkeypatch, said):
     build_runner(cfg)
     assert built == [cfg] and backends(cfg) == ['LocalVisBackend']
     assert len(said) == 1 and 'pip install tensorboard' in said[0]
+
+
+# ------------------------------------------------------------------------------------------------------------ settings
+
+
+@pytest.mark.parametrize(
+    'option, hint',
+    [
+        ('trian_cfg.max_epochs=3', r"\(did you mean 'train_cfg'\?\)"),
+        ('optim_wraper={}', r"\(did you mean 'optim_wrapper'\?\)"),
+        ('zzz=1', ', and nothing reads one'),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_refused(option, hint):
+    key = option.partition('=')[0]
+    with pytest.raises(SystemExit, match=f"--cfg-options {key}: the config has no '{key.partition('.')[0]}'.*{hint}"):
+        loaded(ROOT / CLASSIFIER, option)
+
+
+def test_settings_that_a_config_need_not_have(tmp_path):
+    (tmp_path / 'config.py').write_text('own = 1')
+    cfg = loaded(
+        tmp_path / 'config.py', 'own=2', 'randomness.seed=1', 'compile=True', 'allow_outside=True', 'load_from=a.pth'
+    )
+    assert (cfg.own, cfg.randomness.seed, cfg.compile, cfg.allow_outside) == (2, 1, True, True)
+    assert cfg.load_from == 'a.pth'
+
+
+@pytest.mark.parametrize(
+    'config, hooks',
+    [
+        (dict(), ['DataCheckHook']),
+        (dict(custom_hooks=[dict(type='EMAHook')]), ['EMAHook', 'DataCheckHook']),
+        (dict(custom_hooks=[dict(type='DataCheckHook')]), ['DataCheckHook']),
+        (dict(check_data=False), []),
+    ],
+)
+def test_every_run_compares_the_heads_with_the_data(monkeypatch, config, hooks):
+    monkeypatch.setattr(command_line.Runner, 'from_cfg', lambda cfg: cfg)
+    assert [hook.type for hook in build_runner(Config(config)).get('custom_hooks', [])] == hooks

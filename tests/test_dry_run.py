@@ -138,6 +138,14 @@ def test_a_detector_is_reported(shapes, tmp_path):
     assert 'FCOS on cpu' in report and 'evaluation  a batch of 6 images gives' in report
 
 
+def test_a_detector_whose_head_is_for_other_data_is_refused(shapes, tmp_path):
+    cfg = config_on(shapes, tmp_path, DETECTOR, **{'model.bbox_head.num_classes': 80})
+    with pytest.raises(
+        DryRunError, match='training: .* has 6 classes .*FCOSHead has num_classes=80: set model.bbox_head.'
+    ):
+        dry_run(cfg)
+
+
 @pytest.mark.slow
 def test_a_stock_config_of_mmdet_is_reported(shapes, tmp_path):
     file = tmp_path / 'retinanet.py'
@@ -207,7 +215,7 @@ def test_what_is_suspicious_in_data_and_work_dir(shapes, tmp_path):
     cfg.train_dataloader.dataset.update(ann_file='annotations/val.json', data_prefix=dict(img_path='val/'))
     with pytest.raises(DryRunError, match='training: 6 images of .*val.json .* are also in .*val.json'):
         dry_run(cfg)
-    cfg.custom_hooks = []
+    cfg.custom_hooks, cfg.check_data = [], False
     missing, other, overlap, begun = suspicions(dry_run(cfg))
     assert (missing, other) == ('train: no image has ring', 'val: no image has ring')
     assert re.search('6 images of .*val.json .* are also in', overlap)

@@ -166,14 +166,16 @@ def test_killed_runs_end_in_the_weights_of_the_whole_one(config, shapes, whole, 
     )
 
 
-def test_sigterm_from_outside_saves_and_the_next_start_goes_on(config, shapes, whole, tmp_path):
-    """To the process and its workers at once, as schedulers do."""
+@pytest.mark.parametrize('sent', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_from_outside_saves_and_the_next_start_goes_on(config, shapes, whole, tmp_path, sent):
+    """To the process and its workers at once, as schedulers and terminals do."""
     process = start(config, shapes, tmp_path, slow=0)
     assert wait_until(process, lambda: (tmp_path / 'epoch_1.pth').exists())
-    os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait(TIMEOUT) == 143, (tmp_path / 'output.txt').read_text()
+    os.killpg(process.pid, sent)
+    assert process.wait(TIMEOUT) == 128 + sent, (tmp_path / 'output.txt').read_text()
     output = (tmp_path / 'output.txt').read_text()
-    assert 'Traceback' not in output and '--resume goes on. Exit status 143' in output
+    assert 'Traceback' not in output and f'{sent.name}: ' in output
+    assert f'--resume goes on. Exit status {128 + sent}' in output
     assert not (tmp_path / LAST).exists()
     finish(config, shapes, tmp_path)
     assert_same(state(tmp_path / LAST), whole)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+from mmdet.datasets import BaseVideoDataset
 from mmdet.registry import HOOKS
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
@@ -46,21 +47,30 @@ def check_no_overlap(train: BaseDataset, val: BaseDataset) -> None:
 def check_num_classes(model: nn.Module, dataset: BaseDataset) -> None:
     """Compares ``num_classes`` of every head of the model with the data set's.
 
-    ``rpn_head`` and ``semantic_head`` have classes of their own.
+    Left alone are heads with classes of their own (``rpn_head``, ``semantic_head``, those of a ``reid`` network,
+    class-agnostic ones), models whose classes are words (GLIP, Grounding DINO), panoptic data sets and videos.
 
     Raises:
         AnnotationError: they differ.
     """
     model = model.module if is_model_wrapper(model) else model
+    if hasattr(model, 'language_model'):
+        return
     heads = {
         name: module
         for name, module in model.named_modules()
-        if re.search(r'(^|\.)(?!rpn_head|semantic_head)\w*head(\.\d+)?$', name) and hasattr(module, 'num_classes')
+        if re.search(r'(^|\.)(?!rpn_head|semantic_head)\w*head(\.\d+)?$', name)
+        and isinstance(getattr(module, 'num_classes', None), int)
+        and not re.search(r'(^|\.)reid\.', name)
+        and not getattr(module, 'class_agnostic', False)
     }
     for part in leaf_datasets(dataset):
         classes = part.metainfo.get('classes')
+        has_others = 'thing_classes' in part.metainfo or isinstance(part, BaseVideoDataset)
+        if has_others or not isinstance(classes, (list, tuple)):
+            continue
         for name, head in heads.items():
-            if classes is not None and head.num_classes != len(classes):
+            if head.num_classes != len(classes):
                 shown = ', '.join(classes[:5]) + (' ...' if len(classes) > 5 else '')
                 raise AnnotationError(
                     f'{part.ann_file or type(part).__name__} has {len(classes):,} classes ({shown}), but '

@@ -19,7 +19,8 @@ from mmengine.runner import EpochBasedTrainLoop
 from ..checkpoint import newest_intact
 from .exact_resume_hook import POSITION, ExactResumeHook
 
-SIGTERM_STATUS = 128 + signal.SIGTERM
+# What schedulers send, and Ctrl-C.
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 @register_backend('atomic_local')
@@ -69,10 +70,11 @@ class SafeCheckpointHook(CheckpointHook):
     missing, truncated or damaged, from the newest intact one, with a warning that names them. A validation that was due
     with it and did not come to its end is made up for.
 
-    SIGTERM to any process ends the run after its current step: a checkpoint is saved, and all processes exit with
-    status 143. Within an epoch that takes an ExactResumeHook, with which training goes on there; without one it goes on
-    from the last epoch's. A validation is broken off where the state before it is saved; several processes finish it.
-    More SIGTERMs, as launchers send them, change nothing.
+    SIGTERM or Ctrl-C to any process ends the run after its current step: a checkpoint is saved, and all processes exit
+    with status 143 or 130. Within an epoch that takes an ExactResumeHook, with which training goes on there; without
+    one it goes on from the last epoch's. A validation is broken off where the state before it is saved; several
+    processes finish it. More signals, as launchers send them, change nothing, except that a second Ctrl-C stops a
+    single process at once.
 
     Raises:
         CheckpointError: Before a resumed run starts, no checkpoint is intact.
@@ -82,10 +84,10 @@ class SafeCheckpointHook(CheckpointHook):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.training = False
-        self.terminated = False
+        self.signal = 0
         self.saved_iter = None
         self.interrupted = None
-        self.handler = None
+        self.handlers = {}
 
     # ------------------------------------------------------------------------------------------------------ resuming
 
@@ -112,7 +114,7 @@ class SafeCheckpointHook(CheckpointHook):
         if resumed:
             self.saved_iter = runner.iter
             self.last_ckpt = str(resumed)  # or a new best of the validation below would not be noted in a checkpoint
-        self._watch_sigterm(runner)
+        self._watch_signals(runner)
         if resumed and self._validation_was_missed(runner):
             runner.logger.info(f'The validation after iteration {runner.iter} did not come to its end; here it is')
             runner.val_loop.run()
@@ -184,33 +186,46 @@ class SafeCheckpointHook(CheckpointHook):
         else:
             self.best_ckpt_path = best[None]
 
-    # ------------------------------------------------------------------------------------------------------- SIGTERM
+    # ------------------------------------------------------------------------------------------------------- signals
 
-    def _watch_sigterm(self, runner) -> None:
+    def _watch_signals(self, runner) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        self.handler = signal.signal(signal.SIGTERM, self._terminate)
+        for number in STOPPING:
+            # In the background of a shell Ctrl-C is ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self.handlers[number] = signal.signal(number, self._stop)
         loaders = [runner.train_dataloader] + ([] if runner.val_loop is None else [runner.val_dataloader])
         if hasattr(signal, 'sigwaitinfo'):
             for loader in loaders:
                 loader.worker_init_fn = partial(_heed_parent_alone, loader.worker_init_fn)
 
-    def _unwatch_sigterm(self) -> None:
-        if self.handler is not None:
-            signal.signal(signal.SIGTERM, self.handler)
+    def _unwatch_signals(self) -> None:
+        for number, handler in self.handlers.items():
+            if handler is not None:  # not one of Python's
+                signal.signal(number, handler)
+        self.handlers = {}
 
-    def _terminate(self, *_) -> None:
-        self.terminated = True
+    def _stop(self, number: int, _) -> None:
+        if number == signal.SIGINT and get_world_size() == 1:
+            if self.signal:
+                self._unwatch_signals()
+                raise KeyboardInterrupt
+            # What is being logged at this moment must not be broken into.
+            os.write(2, b'\nStopping after this step, with a checkpoint. Ctrl-C once more stops at once\n')
+        self.signal = number
 
     def _stopping(self, runner) -> bool:
-        """Whether any process has got SIGTERM and the step is whole; to be asked in all of them at the same step."""
+        """Whether any process has got a signal and the step is whole; to be asked in all of them at the same step."""
         if _accumulates(runner.optim_wrapper):
             return False
-        if get_world_size() == 1:
-            return self.terminated
-        flag = torch.tensor(float(self.terminated))
-        all_reduce(flag, 'max')
-        return bool(flag)
+        if get_world_size() > 1:
+            flag = torch.tensor(float(self.signal))
+            all_reduce(flag, 'max')
+            if not flag:
+                return False
+            self.signal = int(flag)
+        return bool(self.signal)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
         loop = runner.train_loop
@@ -237,7 +252,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         # Several processes may have different numbers of batches here, and could not agree.
-        if self.terminated and self.saved_iter == runner.iter and get_world_size() == 1:
+        if self.signal and self.saved_iter == runner.iter and get_world_size() == 1:
             self._exit(runner)
 
     def after_val_epoch(self, runner, metrics: dict) -> None:
@@ -251,15 +266,16 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _exit(self, runner) -> None:
         saved = f'{self.last_ckpt} is saved' if self.last_ckpt else 'no checkpoint is saved yet'
-        runner.logger.warning(f'SIGTERM: {saved}; --resume goes on. Exit status {SIGTERM_STATUS}')
+        name, status = signal.Signals(self.signal).name, 128 + self.signal
+        runner.logger.warning(f'{name}: {saved}; --resume goes on. Exit status {status}')
         runner.call_hook('after_run')
-        self._unwatch_sigterm()
-        sys.exit(SIGTERM_STATUS)
+        self._unwatch_signals()
+        sys.exit(status)
 
     def after_train(self, runner) -> None:
         super().after_train(runner)
         self.training = False
-        self._unwatch_sigterm()
+        self._unwatch_signals()
 
 
 def _has_epochs(loop) -> bool:
@@ -273,8 +289,8 @@ def _accumulates(optim_wrapper) -> bool:
 
 
 def _heed_parent_alone(worker_init_fn, worker_id: int) -> None:
-    """Schedulers send SIGTERM to the worker processes, too, which the last batches still need."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    """Schedulers and terminals send signals to the worker processes, too, which the last batches still need."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     threading.Thread(target=_wait_for_parent, daemon=True).start()
     if worker_init_fn is not None:
         worker_init_fn(worker_id)

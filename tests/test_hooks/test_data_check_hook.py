@@ -75,6 +75,32 @@ def test_heads_have_as_many_classes_as_the_data_set(tmp_path, pictures):
         check_num_classes(cascade, dataset)
 
 
+def test_heads_with_classes_of_their_own_are_left_alone(tmp_path, pictures):
+    pictures(tmp_path, ['a.jpg'])
+    dataset = table(tmp_path, ['a.jpg,cat;dog;tree'])
+
+    def model(path, **attributes):
+        """A head at a dotted path."""
+        root = module = nn.Module()
+        for name in path.split('.'):
+            module.add_module(name, nn.Module())
+            module = getattr(module, name)
+        vars(module).update(dict(num_classes=80) | attributes)
+        return root
+
+    for path, attributes in (('reid.head', {}), ('roi_head.mask_head', dict(class_agnostic=True)), ('head', {})):
+        if path == 'head':
+            with pytest.raises(AnnotationError, match='num_classes=80: set model.head.num_classes=3'):
+                check_num_classes(model(path, **attributes), dataset)
+        else:
+            check_num_classes(model(path, **attributes), dataset)
+    by_words = model('bbox_head')
+    by_words.language_model = nn.Identity()
+    check_num_classes(by_words, dataset)
+    dataset._metainfo['thing_classes'] = ('cat', 'dog')
+    check_num_classes(model('head'), dataset)
+
+
 @pytest.fixture
 def runner(tmp_path, pictures):
     """A run on a table of images, of which the first two are trained on."""

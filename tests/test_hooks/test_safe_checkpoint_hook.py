@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,10 @@ class CallAtHook(Hook):
 
 def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.fixture(scope='module')
@@ -250,7 +256,7 @@ def test_the_best_of_such_a_validation_is_remembered(tmp_path):
     assert info['best_score'] == 0.9
 
 
-# ------------------------------------------------------------------------------------------------------------- SIGTERM
+# ------------------------------------------------------------------------------------------------------------- signals
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -268,6 +274,46 @@ def test_sigterm_saves_and_the_next_start_goes_on(whole, tmp_path, step, workers
     assert len(runner.model.seen) == 12 - step and runner.iter == 12
     assert_same(state(tmp_path / 'epoch_3.pth'), state(whole / 'epoch_3.pth'))
     assert not (tmp_path / f'iter_{step}.pth').exists()
+
+
+def test_ctrl_c_saves_and_the_next_start_goes_on(whole, tmp_path, capfd):
+    before = set(multiprocessing.active_children())
+
+    def from_the_terminal():  # to all processes of its foreground
+        pids = [str(child.pid) for child in set(multiprocessing.active_children()) - before] + [str(os.getpid())]
+        assert len(pids) == 3
+        subprocess.run(['kill', '-INT', *pids], check=True)
+        time.sleep(0.3)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as caught:
+        build_run(tmp_path, workers=2, hooks=[dict(type='CallAtHook', step=6, call=from_the_terminal)]).train()
+    assert caught.value.code == 130
+    assert signal.getsignal(signal.SIGINT) == handler
+    assert 'Stopping after this step, with a checkpoint. Ctrl-C once more stops at once' in capfd.readouterr().err
+    assert (tmp_path / 'last_checkpoint').read_text().endswith('iter_6.pth')
+    build_run(tmp_path, workers=2, resume=True).train()
+    assert_same(state(tmp_path / 'epoch_3.pth'), state(whole / 'epoch_3.pth'))
+
+
+def test_ctrl_c_twice_stops_at_once(tmp_path):
+    def twice():
+        interrupt()
+        interrupt()
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        build_run(tmp_path, hooks=[dict(type='CallAtHook', step=2, call=twice)]).train()
+    assert signal.getsignal(signal.SIGINT) == handler and not (tmp_path / 'last_checkpoint').exists()
+
+
+def test_ctrl_c_is_ignored_where_the_shell_has_it_so(whole, tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        build_run(tmp_path, hooks=[dict(type='CallAtHook', step=2, call=interrupt)]).train()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert_same(state(tmp_path / 'epoch_3.pth'), state(whole / 'epoch_3.pth'))
 
 
 def test_sigterm_twice_in_one_epoch(whole, tmp_path):

@@ -148,6 +148,9 @@ def main() -> None:
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    # glibc gives the memory of every pass back to the system until it has freed a block of up to 32 MiB once. The
+    # activations of a training are such blocks.
+    torch.empty(31 * 2**20, dtype=torch.uint8)
     where = f'{args.device}, {args.threads} threads, {torch.__version__}'
 
     if args.sizes:
