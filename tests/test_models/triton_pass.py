@@ -16,7 +16,7 @@ from torch._inductor import config
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.runtime import triton_heuristics
 
-from asl_mmdet.models import one_pass
+from asl_mmdet.models import fused_pass, one_pass
 from asl_mmdet.models.eager_pass import eager_pass
 from asl_mmdet.models.fused_pass import compiled_pass
 from asl_mmdet.models.one_pass import Setting
@@ -80,6 +80,7 @@ def main():
     for kind in ('pointwise', 'reduction', 'persistent_reduction'):
         setattr(triton_heuristics, kind, interpreted)
     one_pass.exp = torch.exp  # as on a GPU
+    fused_pass.EXAMPLE = (32, 32)  # the interpreter takes its time
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(ROWS, CLASSES, generator=generator)
     labels = torch.randint(-1, 2, (ROWS, CLASSES), generator=generator).float()
@@ -102,6 +103,8 @@ def main():
         assert max(check(paper, logits, labels, None, none, torch.rand(4, CLASSES).double())) >= 3
         for dtype in (torch.float16, torch.bfloat16):
             assert check(paper, logits.to(dtype), indices, None, none, None) == [2]
+        wide = torch.randn(3, 1500, generator=generator)  # rows in parts
+        assert check(paper, wide, torch.tensor([7, 1500, -1]), None, none, None) == [2]
         # One for all elements would write their losses, and read them again.
         assert sum(check(paper._replace(by_rows=False), logits, labels, None, none, None)) > 3
     print('equal')
