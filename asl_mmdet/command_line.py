@@ -31,7 +31,7 @@ TIMEOUT = 600
 # What a config may have besides the arguments of Runner: read from it by mmengine, mmdet's tools and here.
 OPTIONAL_SETTINGS = (
     *('activation_checkpointing', 'compile', 'efficient_conv_bn_eval', 'find_unused_parameters', 'model_wrapper_cfg'),
-    *('runner_type', 'sync_bn', 'tta_model', 'tta_pipeline'),
+    *('runner_type', 'strategy', 'sync_bn', 'tta_model', 'tta_pipeline'),
     *('allow_non_finite', 'allow_outside', 'check_data'),
 )
 
@@ -70,7 +70,9 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def _check_keys(cfg: Config, options: Mapping[str, object]) -> None:
-    """A misspelt setting of a part fails when that is built; nobody would ask for one of the config itself."""
+    """A misspelt argument of a part fails when that is built; nobody would ask for one of the config itself."""
+    if 'runner_type' in {*cfg, *options}:
+        return  # it may read others
     known = sorted({*cfg, *inspect.signature(Runner.__init__).parameters, *OPTIONAL_SETTINGS} - {'self', 'cfg'})
     for key in options:
         top = key.partition('.')[0]
@@ -97,18 +99,25 @@ def stop_at_non_finite(cfg: Config) -> None:
 
 def _add_hook(cfg: Config, kind: type) -> None:
     hooks = cfg.get('custom_hooks') or []
-    if not any(hook.get('type') in (kind.__name__, kind) for hook in hooks if isinstance(hook, dict)):
-        cfg.custom_hooks = [*hooks, dict(type=kind.__name__)]
+    if not any(_is_a(hook, kind) for hook in hooks):
+        scope = '' if cfg.get('default_scope', 'mmdet') == 'mmdet' else 'mmdet.'
+        cfg.custom_hooks = [*hooks, dict(type=scope + kind.__name__)]
+
+
+def _is_a(hook: object, kind: type) -> bool:
+    return isinstance(hook, dict) and hook.get('type') in (kind, kind.__name__, f'mmdet.{kind.__name__}')
 
 
 def build_runner(cfg: Config, *splits: str) -> Runner:
     """The Runner of a config; the data that the detectors of these splits (train, val, test) read are checked first.
 
-    DataCheckHook is added, where the config has none and does not say ``check_data=False``.
+    DataCheckHook is added, where the config has none; with ``check_data=False`` it is left out.
     """
     _leave_out_tensorboard_where_missing(cfg)
     if cfg.get('check_data', True):
         _add_hook(cfg, DataCheckHook)
+    elif cfg.get('custom_hooks'):
+        cfg.custom_hooks = [hook for hook in cfg.custom_hooks if not _is_a(hook, DataCheckHook)]
     for split in splits:
         if cfg.get(f'{split}_dataloader'):
             evaluators = cfg.get(f'{split}_evaluator') or []
@@ -134,11 +143,17 @@ def _leave_out_tensorboard_where_missing(cfg: Config) -> None:
 def exit_on_known_faults() -> Iterator[None]:
     """A fault of data, checkpoints or losses ends the program with its message alone, and exit status 1.
 
+    Ctrl-C that the log has told of ends it without a traceback.
+
     So does a visualization backend whose package is not installed, a full disk, and, where gloo tells, another process
     that is gone or stands still. NCCL's watchdog writes a message of its own.
     """
     try:
         yield
+    except KeyboardInterrupt as stop:
+        if stop.args:
+            sys.excepthook = lambda *_: None
+        raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise

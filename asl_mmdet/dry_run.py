@@ -413,7 +413,7 @@ def _suspicious_data(loops: dict, model: nn.Module, has_data_check: bool) -> lis
                 suspicious.append(f'{split}: no image has {shown}')
         elif counts is not None and split != 'test':
             suspicious.append(f'{split}: no image has any label')
-        if not has_data_check:
+        if not has_data_check or split == 'test':
             with _suspected(suspicious):
                 check_num_classes(model, loop.dataloader.dataset)
     if not has_data_check and loops['val'] is not None:

@@ -93,6 +93,11 @@ def test_a_setting_that_nothing_reads_is_refused(option, hint):
         loaded(ROOT / CLASSIFIER, option)
 
 
+def test_a_runner_of_another_type_may_read_anything(tmp_path):
+    (tmp_path / 'config.py').write_text("runner_type = 'Own'")
+    assert loaded(tmp_path / 'config.py', 'zzz=1').zzz == 1
+
+
 def test_settings_that_a_config_need_not_have(tmp_path):
     (tmp_path / 'config.py').write_text('own = 1')
     cfg = loaded(
@@ -109,6 +114,8 @@ def test_settings_that_a_config_need_not_have(tmp_path):
         (dict(custom_hooks=[dict(type='EMAHook')]), ['EMAHook', 'DataCheckHook']),
         (dict(custom_hooks=[dict(type='DataCheckHook')]), ['DataCheckHook']),
         (dict(check_data=False), []),
+        (dict(check_data=False, custom_hooks=[dict(type='DataCheckHook'), dict(type='EMAHook')]), ['EMAHook']),
+        (dict(default_scope='mmpretrain'), ['mmdet.DataCheckHook']),
     ],
 )
 def test_every_run_compares_the_heads_with_the_data(monkeypatch, config, hooks):

@@ -40,7 +40,8 @@ def check_no_overlap(train: BaseDataset, val: BaseDataset) -> None:
                     f'{len(both):,} images of {second.ann_file} ({len(second):,} images) are also in {first.ann_file} '
                     f'({len(first):,} images), such as {osp.join(second.image_folder, both[0].decode())}. Training and '
                     'validation must not share images: check ann_file and split, or split one file with holdout=dict('
-                    "fraction=0.2, part='train') and part='val'"
+                    "fraction=0.2, part='train') and part='val'. For the tools, "
+                    'check_data=False in the config allows it'
                 )
 
 
@@ -71,11 +72,12 @@ def check_num_classes(model: nn.Module, dataset: BaseDataset) -> None:
             continue
         for name, head in heads.items():
             if head.num_classes != len(classes):
-                shown = ', '.join(classes[:5]) + (' ...' if len(classes) > 5 else '')
+                shown = ', '.join(map(str, classes[:5])) + (' ...' if len(classes) > 5 else '')
                 raise AnnotationError(
                     f'{part.ann_file or type(part).__name__} has {len(classes):,} classes ({shown}), but '
                     f'{type(head).__name__} has num_classes={head.num_classes}: set model.{name}.num_classes='
-                    f'{len(classes)}, or choose {head.num_classes:,} classes with metainfo=dict(classes=...)'
+                    f'{len(classes)}, or choose {head.num_classes:,} classes with metainfo=dict(classes=...). '
+                    'For the tools, check_data=False in the config allows it'
                 )
 
 

@@ -5,7 +5,9 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from .exact_resume_hook import POSITION, ExactResumeHook
 
 # What schedulers send, and Ctrl-C.
 STOPPING = (signal.SIGTERM, signal.SIGINT)
+# Seconds in which one Ctrl-C may arrive several times, by way of a launcher.
+ONE_INTERRUPT = 1.0
 
 
 @register_backend('atomic_local')
@@ -70,11 +74,11 @@ class SafeCheckpointHook(CheckpointHook):
     missing, truncated or damaged, from the newest intact one, with a warning that names them. A validation that was due
     with it and did not come to its end is made up for.
 
-    SIGTERM or Ctrl-C to any process ends the run after its current step: a checkpoint is saved, and all processes exit
-    with status 143 or 130. Within an epoch that takes an ExactResumeHook, with which training goes on there; without
-    one it goes on from the last epoch's. A validation is broken off where the state before it is saved; several
-    processes finish it. More signals, as launchers send them, change nothing, except that a second Ctrl-C stops a
-    single process at once.
+    SIGTERM or Ctrl-C to any process ends the run after its current step: a checkpoint is saved, and all processes exit,
+    with status 143, or by a KeyboardInterrupt. Within an epoch that takes an ExactResumeHook, with which training goes
+    on there; without one it goes on from the last epoch's. A validation is broken off where the state before it is
+    saved; several processes finish it. More signals, as launchers send them, change nothing, except that a second
+    Ctrl-C stops a single process at once.
 
     Raises:
         CheckpointError: Before a resumed run starts, no checkpoint is intact.
@@ -85,6 +89,7 @@ class SafeCheckpointHook(CheckpointHook):
         super().__init__(*args, **kwargs)
         self.training = False
         self.signal = 0
+        self.interrupted_at = None
         self.saved_iter = None
         self.interrupted = None
         self.handlers = {}
@@ -191,14 +196,18 @@ class SafeCheckpointHook(CheckpointHook):
     def _watch_signals(self, runner) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
+        self.signal, self.interrupted_at = 0, None
         for number in STOPPING:
+            # Of a training that ended with an error.
+            owner = getattr(signal.getsignal(number), '__self__', None)
+            if isinstance(owner, SafeCheckpointHook):
+                owner._unwatch_signals()
             # In the background of a shell Ctrl-C is ignored.
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
                 self.handlers[number] = signal.signal(number, self._stop)
         loaders = [runner.train_dataloader] + ([] if runner.val_loop is None else [runner.val_dataloader])
-        if hasattr(signal, 'sigwaitinfo'):
-            for loader in loaders:
-                loader.worker_init_fn = partial(_heed_parent_alone, loader.worker_init_fn)
+        for loader in loaders:
+            loader.worker_init_fn = partial(_heed_parent_alone, loader.worker_init_fn)
 
     def _unwatch_signals(self) -> None:
         for number, handler in self.handlers.items():
@@ -207,13 +216,17 @@ class SafeCheckpointHook(CheckpointHook):
         self.handlers = {}
 
     def _stop(self, number: int, _) -> None:
-        if number == signal.SIGINT and get_world_size() == 1:
-            if self.signal:
-                self._unwatch_signals()
-                raise KeyboardInterrupt
-            # What is being logged at this moment must not be broken into.
-            os.write(2, b'\nStopping after this step, with a checkpoint. Ctrl-C once more stops at once\n')
         self.signal = number
+        if number != signal.SIGINT or get_world_size() > 1:
+            return
+        if self.interrupted_at is None:
+            self.interrupted_at = time.monotonic()
+            # What is being logged at this moment must not be broken into, and the reader of a pipe may be gone.
+            with suppress(OSError):
+                os.write(2, b'\nStopping as soon as --resume can go on from there. Ctrl-C once more stops at once\n')
+        elif time.monotonic() - self.interrupted_at > ONE_INTERRUPT:
+            self._unwatch_signals()
+            raise KeyboardInterrupt
 
     def _stopping(self, runner) -> bool:
         """Whether any process has got a signal and the step is whole; to be asked in all of them at the same step."""
@@ -270,6 +283,9 @@ class SafeCheckpointHook(CheckpointHook):
         runner.logger.warning(f'{name}: {saved}; --resume goes on. Exit status {status}')
         runner.call_hook('after_run')
         self._unwatch_signals()
+        if self.signal == signal.SIGINT:
+            # A program that dies of it ends the loop of a shell, too, which a status alone does not.
+            raise KeyboardInterrupt(f'{saved}; --resume goes on')
         sys.exit(status)
 
     def after_train(self, runner) -> None:
@@ -290,8 +306,11 @@ def _accumulates(optim_wrapper) -> bool:
 
 def _heed_parent_alone(worker_init_fn, worker_id: int) -> None:
     """Schedulers and terminals send signals to the worker processes, too, which the last batches still need."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
+    if hasattr(signal, 'sigwaitinfo'):
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        threading.Thread(target=_wait_for_parent, daemon=True).start()
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     if worker_init_fn is not None:
         worker_init_fn(worker_id)
 

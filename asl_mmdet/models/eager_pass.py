@@ -104,7 +104,7 @@ def _negatives_and_positives(
         gain.mul_(weight)
         grad.mul_(weight)
 
-    total = -gain.sum()
+    total = 0 - gain.sum()  # not -0
     # A sum of logits is finite where all are.
     if not math.isfinite(total) or not math.isfinite(z.sum()):
         return None

@@ -117,7 +117,7 @@ def _kernel(setting: Setting, device: torch.device, num_classes: int | None, *si
             examples = [
                 None if tensor is None else _example(i, tensor, num_classes) for i, tensor in enumerate(tensors)
             ]
-            with torch._dynamo.config.patch(_without_notes()):
+            with torch._dynamo.config.patch(_without_notes() | dict(automatic_dynamic_shapes=False)):
                 compiled(*examples)
             is_new = False
         return compiled(*tensors)
@@ -145,12 +145,12 @@ def _without_notes() -> dict[str, bool]:
 
 
 def _example(position: int, tensor: Tensor, num_classes: int | None) -> Tensor:
-    """Zeros whose sizes, but for ``num_classes`` where it is given, are symbols to torch.compile.
+    """Zeros whose sizes, but for ``num_classes`` where it is given, are symbols to torch.compile. At most 2^24.
 
     One kernel serves all batches so, the same one whatever came first: torch decides by the first sizes whether it uses
     several threads, and keeps the kernel on disk.
     """
-    rows = (EXAMPLE[0], True)
+    rows = (max(16, min(EXAMPLE[0], (1 << 24) // (num_classes or 1))), True)
     classes = (num_classes or EXAMPLE[1], num_classes is None)
     dims = (rows, classes)[2 - tensor.ndim :]
     if position == 1 and tensor.ndim == 1:  # indices

@@ -282,29 +282,57 @@ def test_ctrl_c_saves_and_the_next_start_goes_on(whole, tmp_path, capfd):
     def from_the_terminal():  # to all processes of its foreground
         pids = [str(child.pid) for child in set(multiprocessing.active_children()) - before] + [str(os.getpid())]
         assert len(pids) == 3
-        subprocess.run(['kill', '-INT', *pids], check=True)
+        for _ in range(2):  # as launchers pass it on
+            subprocess.run(['kill', '-INT', *pids], check=True)
         time.sleep(0.3)
 
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(KeyboardInterrupt, match='iter_6.pth is saved; --resume goes on'):
         build_run(tmp_path, workers=2, hooks=[dict(type='CallAtHook', step=6, call=from_the_terminal)]).train()
-    assert caught.value.code == 130
     assert signal.getsignal(signal.SIGINT) == handler
-    assert 'Stopping after this step, with a checkpoint. Ctrl-C once more stops at once' in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert said.count('Stopping as soon as --resume can go on from there. Ctrl-C once more stops at once') == 1
     assert (tmp_path / 'last_checkpoint').read_text().endswith('iter_6.pth')
     build_run(tmp_path, workers=2, resume=True).train()
     assert_same(state(tmp_path / 'epoch_3.pth'), state(whole / 'epoch_3.pth'))
 
 
-def test_ctrl_c_twice_stops_at_once(tmp_path):
+def test_ctrl_c_twice_stops_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(safe_checkpoint_hook, 'ONE_INTERRUPT', 0.1)
+
     def twice():
+        terminate()
         interrupt()
+        time.sleep(0.2)
         interrupt()
 
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt) as caught:
         build_run(tmp_path, hooks=[dict(type='CallAtHook', step=2, call=twice)]).train()
-    assert signal.getsignal(signal.SIGINT) == handler and not (tmp_path / 'last_checkpoint').exists()
+    assert not caught.value.args and not (tmp_path / 'last_checkpoint').exists()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+def test_ctrl_c_is_heard_where_nobody_reads_what_is_said(tmp_path, monkeypatch):
+    def closed(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(safe_checkpoint_hook.os, 'write', closed)
+    with pytest.raises(KeyboardInterrupt, match='iter_2.pth is saved'):
+        build_run(tmp_path, hooks=[dict(type='CallAtHook', step=2, call=interrupt)]).train()
+
+
+def test_signals_of_a_training_that_failed_are_forgotten(whole, tmp_path):
+    def fail():
+        terminate()
+        raise ArithmeticError
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ArithmeticError):
+        build_run(tmp_path / 'a', hooks=[dict(type='CallAtHook', step=2, call=fail)]).train()
+    build_run(tmp_path / 'b').train()
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert_same(state(tmp_path / 'b/epoch_3.pth'), state(whole / 'epoch_3.pth'))
 
 
 def test_ctrl_c_is_ignored_where_the_shell_has_it_so(whole, tmp_path):

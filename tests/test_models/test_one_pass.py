@@ -162,12 +162,16 @@ def test_sums_of_rows_are_the_sums(kind):
 
 
 def test_a_kernel_that_sums_rows_is_made_for_their_length_and_any_number(monkeypatch):
-    compiled = []
+    compiled, widths = [], []
     real = torch.compile
+
+    def backend(graph, inputs):
+        widths.append(next(one.shape[1] for one in inputs if torch.is_tensor(one) and one.ndim == 2))
+        return graph
 
     def watched(function, **kwargs):
         compiled.append(function)
-        return real(function, backend='eager')
+        return real(function, backend=backend)
 
     monkeypatch.setattr(torch, 'compile', watched)
     module._kernel.cache_clear()
@@ -179,6 +183,7 @@ def test_a_kernel_that_sums_rows_is_made_for_their_length_and_any_number(monkeyp
             found = module.compiled_pass(setting, logits, target, *inputs)
         assert_same(found, eager_pass(setting, logits, target, *inputs), 2e-6)
         assert len(compiled) == kernels
+    assert [type(width) for width in widths] == [int, int] and widths == [30, 1024]
     module._kernel.cache_clear()
 
 
