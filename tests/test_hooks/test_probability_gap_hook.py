@@ -51,19 +51,23 @@ def test_an_epoch_shorter_than_the_interval_has_its_line(run_batches):
     assert scalars['p_t_pos'] == pytest.approx([1.7 / 3])
 
 
-@pytest.mark.parametrize('fused', [False, True])
+COUNTED = [
+    # 1 + 0.25 positives and 0.75 + 1 negatives.
+    ([[1, 0.25, 0]], None, -1, [0.625, 1.25, 0.875, 1.75]),
+    ([[1, 0.25, 0]], [[3, 0.5, 0]], -1, [0.625, 1.25, 0.375, 0.75]),
+    ([[1, 0, 0]], [[3, 0.5, 0]], -1, [0.5, 1, 0.5, 1]),
+    # A row of class 1 and one of background; rows of class 0 are unknown.
+    ([0, 0, 1, 3], None, 0, [0.5, 1, 2.5, 5]),
+    ([0, 0, 1, 3], [[1, 1, 1]] * 4, 0, [0.5, 1, 2.5, 5]),
+    ([0, 0, 1, 3], None, -1, [1.5, 3, 4.5, 9]),
+]
+
+
 @pytest.mark.parametrize(
-    'target, weight, ignore_index, expected',
-    [
-        # 1 + 0.25 positives and 0.75 + 1 negatives.
-        ([[1, 0.25, 0]], None, -1, [0.625, 1.25, 0.875, 1.75]),
-        ([[1, 0.25, 0]], [[3, 0.5, 0]], -1, [0.625, 1.25, 0.375, 0.75]),
-        ([[1, 0, 0]], [[3, 0.5, 0]], -1, [0.5, 1, 0.5, 1]),
-        # A row of class 1 and one of background; rows of class 0 are unknown.
-        ([0, 0, 1, 3], None, 0, [0.5, 1, 2.5, 5]),
-        ([0, 0, 1, 3], [[1, 1, 1]] * 4, 0, [0.5, 1, 2.5, 5]),
-        ([0, 0, 1, 3], None, -1, [1.5, 3, 4.5, 9]),
-    ],
+    'fused, target, weight, ignore_index, expected',
+    [(False, *case) for case in COUNTED]
+    # Each takes a kernel, that is, seconds of compiling.
+    + [pytest.param(True, *case, marks=[pytest.mark.slow] * (i not in (1, 3))) for i, case in enumerate(COUNTED)],
 )
 def test_what_counts(fused, target, weight, ignore_index, expected):
     loss, statistics = AsymmetricLoss(fused=fused, ignore_index=ignore_index), ProbabilityStatistics()
