@@ -73,7 +73,7 @@ def _check_keys(cfg: Config, options: Mapping[str, object]) -> None:
     """A misspelt argument of a part fails when that is built; nobody would ask for one of the config itself."""
     if 'runner_type' in {*cfg, *options}:
         return  # it may read others
-    known = sorted({*cfg, *inspect.signature(Runner.__init__).parameters, *OPTIONAL_SETTINGS} - {'self', 'cfg'})
+    known = sorted({*cfg, *inspect.signature(Runner).parameters, *OPTIONAL_SETTINGS} - {'cfg'})
     for key in options:
         top = key.partition('.')[0]
         if top not in known:
@@ -143,10 +143,9 @@ def _leave_out_tensorboard_where_missing(cfg: Config) -> None:
 def exit_on_known_faults() -> Iterator[None]:
     """A fault of data, checkpoints or losses ends the program with its message alone, and exit status 1.
 
-    Ctrl-C that the log has told of ends it without a traceback.
-
     So does a visualization backend whose package is not installed, a full disk, and, where gloo tells, another process
-    that is gone or stands still. NCCL's watchdog writes a message of its own.
+    that is gone or stands still. NCCL's watchdog writes a message of its own. Ctrl-C of which the log has told ends the
+    program without a traceback.
     """
     try:
         yield

@@ -145,7 +145,7 @@ def _without_notes() -> dict[str, bool]:
 
 
 def _example(position: int, tensor: Tensor, num_classes: int | None) -> Tensor:
-    """Zeros whose sizes, but for ``num_classes`` where it is given, are symbols to torch.compile. At most 2^24.
+    """Zeros whose sizes, but for ``num_classes`` where it is given, are symbols to torch.compile.
 
     One kernel serves all batches so, the same one whatever came first: torch decides by the first sizes whether it uses
     several threads, and keeps the kernel on disk.

@@ -121,20 +121,26 @@ def batch(rows, classes, kind, dtype=torch.float32):
     return logits, target.where(target >= 0, -1) if kind == 'soft' else target
 
 
+KERNELS = [
+    ('dense', torch.float32, dict()),
+    ('soft', torch.float32, dict()),
+    ('index', torch.float32, dict(gamma_pos=1.0, gamma_neg=2.0, clip=0.0)),
+    ('integer', torch.bfloat16, dict(gamma_neg=0.0, clip=0.0)),
+    ('index', torch.float16, dict(gamma_pos=2.0, gamma_neg=2.0, clip=0.0, alpha=0.25)),
+    ('dense', torch.float64, dict(gamma_neg=2.5, clip=0.01, detach_focusing=True)),
+]
+
+
 @pytest.mark.parametrize(
-    'kind, dtype, kwargs',
+    'kind, dtype, kwargs, weighted',
     [
-        ('dense', torch.float32, dict()),
-        ('soft', torch.float32, dict()),
-        ('index', torch.float32, dict(gamma_pos=1.0, gamma_neg=2.0, clip=0.0)),
-        ('integer', torch.bfloat16, dict(gamma_neg=0.0, clip=0.0)),
-        ('index', torch.float16, dict(gamma_pos=2.0, gamma_neg=2.0, clip=0.0, alpha=0.25)),
-        ('dense', torch.float64, dict(gamma_neg=2.5, clip=0.01, detach_focusing=True)),
+        # With and without weights is a kernel each.
+        pytest.param(*kernel, weighted, marks=[pytest.mark.slow] * (not weighted and kernel[1] != torch.float32))
+        for kernel, weighted in itertools.product(KERNELS, (False, True))
     ],
 )
-def test_kernel_equals_single_operations(kind, dtype, kwargs):
-    # With and without is a kernel each.
-    for rows, weighted in itertools.product((37, 120), (False, True) if dtype == torch.float32 else (True,)):
+def test_kernel_equals_single_operations(kind, dtype, kwargs, weighted):
+    for rows in (37, 120):
         logits, target = batch(rows, 50, kind, dtype)
         weight = torch.rand(rows) if weighted else None
         fused, eager = (AsymmetricLoss(fused=choice, **kwargs) for choice in (True, False))
