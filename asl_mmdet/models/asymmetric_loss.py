@@ -410,32 +410,33 @@ class AsymmetricLoss(nn.Module):
     def _check_shapes(self, pred: Tensor, target: Tensor) -> None:
         if not torch.is_tensor(pred) or not pred.is_floating_point():
             raise TypeError(f'pred of AsymmetricLoss must hold floating-point logits, got {_describe(pred)}')
-        if pred.ndim != 2 or pred.shape[1] == 0:
+        shape = pred.shape
+        if len(shape) != 2 or shape[1] == 0:
             raise ValueError(
                 f'pred of AsymmetricLoss must have shape (N, C) with C >= 1, got {_describe(pred)}; flatten '
                 'other dimensions into N'
             )
-        if not torch.is_tensor(target) or target.shape not in (pred.shape, pred.shape[:1]):
+        if not torch.is_tensor(target) or target.shape not in (shape, shape[:1]):
             raise ValueError(
-                f'target of AsymmetricLoss must be a tensor of shape {tuple(pred.shape[:1])} (class indices) or '
-                f'{tuple(pred.shape)} (labels) for pred of shape {tuple(pred.shape)}, got {_describe(target)}'
+                f'target of AsymmetricLoss must be a tensor of shape {tuple(shape[:1])} (class indices) or '
+                f'{tuple(shape)} (labels) for pred of shape {tuple(shape)}, got {_describe(target)}'
             )
-        if target.ndim == 1 and (target.is_floating_point() or target.dtype == torch.bool):
+        holds_indices = target.ndim == 1
+        if holds_indices and (target.is_floating_point() or target.dtype == torch.bool):
             raise TypeError(
                 f'target of AsymmetricLoss with one entry a row holds class indices and must be integer, got '
-                f'{target.dtype}; give labels the shape {tuple(pred.shape)} of pred'
+                f'{target.dtype}; give labels the shape {tuple(shape)} of pred'
             )
-        if target.ndim == 2 and 0 <= self.ignore_index <= 1:
+        if not holds_indices and 0 <= self.ignore_index <= 1:
             raise ValueError(
                 f'ignore_index={self.ignore_index} of AsymmetricLoss is a valid label of a target of shape '
                 '(N, C); use -1'
             )
         if target.requires_grad:
             raise ValueError('target of AsymmetricLoss is a constant, but requires grad; pass target.detach()')
-        if self.class_weight is not None and len(self.class_weight) != pred.shape[1]:
+        if self.class_weight is not None and len(self.class_weight) != shape[1]:
             raise ValueError(
-                f'class_weight of AsymmetricLoss has {len(self.class_weight)} entries, but pred has '
-                f'{pred.shape[1]} classes'
+                f'class_weight of AsymmetricLoss has {len(self.class_weight)} entries, but pred has {shape[1]} classes'
             )
 
     def _elementwise_weight(self, pred: Tensor, weight: Tensor | None) -> Tensor | None:

@@ -1,6 +1,5 @@
 """``one_pass`` as one kernel of torch.compile's, and the choice between that and single operations."""
 
-import functools
 import math
 import types
 import warnings
@@ -14,8 +13,10 @@ from .one_pass import Outcome, Setting, one_pass
 
 # Elements from which on a CPU gains by the kernel; below, an eager pass takes less than a millisecond.
 WORTH_COMPILING = 8192
-# Rows and classes of the batch of zeros that a kernel is compiled with.
+# Rows and classes of the batch of zeros that a kernel is compiled with. They differ, so that a size tells what it is of.
 EXAMPLE = (1024, 128)
+# By what torch.compile makes a kernel for.
+_KERNELS: dict[tuple, Callable[..., Outcome]] = {}
 # Kinds of devices on which torch.compile was tried and failed.
 _WITHOUT_COMPILER: set[str] = set()
 
@@ -78,19 +79,16 @@ def compiled_pass(setting: Setting, *tensors: Tensor | None) -> Outcome:
     """
     tensors = [None if tensor is None else tensor.contiguous() for tensor in tensors]
     # What torch makes a kernel of its own for, sizes of 1 among it.
-    kinds = [None if tensor is None else (tensor.dtype, *[min(n, 2) for n in tensor.shape]) for tensor in tensors]
+    kinds = [None if tensor is None else (tensor.dtype, tensor.ndim, _ones(tensor.shape)) for tensor in tensors]
     logits = tensors[0]
     device = logits.device
     # A sum of rows is best made for their length, which a model does not change.
     num_classes = logits.shape[1] if setting.by_rows else None
     state = (torch.is_autocast_enabled(device.type), torch.is_inference_mode_enabled(), torch.get_num_threads())
-    try:
-        outcome = _kernel(setting, device, num_classes, *kinds, *state)(*tensors)
-    except AssertionError:
-        # After torch.compiler.reset() the kernel is compiled for the one size of the next batch, and refuses others.
-        _kernel.cache_clear()
-        outcome = _kernel(setting, device, num_classes, *kinds, *state)(*tensors)
-    return _summed(outcome)
+    kernel = _KERNELS.get(key := (setting, device, num_classes, *kinds, *state))
+    if kernel is None:
+        kernel = _KERNELS[key] = _compile(setting, device, num_classes, tensors)
+    return _summed(kernel(*tensors))
 
 
 def _summed(outcome: Outcome) -> Outcome:
@@ -98,50 +96,70 @@ def _summed(outcome: Outcome) -> Outcome:
     return outcome._replace(loss=outcome.loss.sum()) if outcome.loss.ndim else outcome
 
 
-@functools.cache
-def _kernel(setting: Setting, device: torch.device, num_classes: int | None, *signature) -> Callable[..., Outcome]:
-    """torch keeps eight kernels for one piece of code; here all that it tells apart has a piece of its own."""
+def _ones(shape: torch.Size) -> tuple[bool, ...] | None:
+    return tuple(size == 1 for size in shape) if 1 in shape else None
+
+
+def _compile(
+    setting: Setting, device: torch.device, num_classes: int | None, tensors: list[Tensor | None]
+) -> Callable[..., Outcome]:
+    """A kernel for ``tensors`` and all batches of their kind."""
 
     def run(*tensors):
         return one_pass(setting, *tensors)
 
+    # torch keeps eight kernels for one piece of code; here all that is told apart has a piece of its own.
     code = run.__code__.replace(co_name='asymmetric_loss_pass')
     own = types.FunctionType(code, run.__globals__, code.co_name, None, run.__closure__)
-    # fullgraph=True would be looked after at every call.
-    compiled = torch.compile(own, options=_options(on_cpu=device.type == 'cpu'))
-    is_new = True
-
-    def call(*tensors):
-        nonlocal is_new
-        if is_new:
-            examples = [
-                None if tensor is None else _example(i, tensor, num_classes) for i, tensor in enumerate(tensors)
-            ]
-            with torch._dynamo.config.patch(_without_notes() | dict(automatic_dynamic_shapes=False)):
-                compiled(*examples)
-            is_new = False
-        return compiled(*tensors)
-
-    return call
+    examples = [None if tensor is None else _example(i, tensor, num_classes) for i, tensor in enumerate(tensors)]
+    with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+        if not setting.by_rows:
+            return _compile_for_cpu(own, examples)
+        # fullgraph=True would be looked after at every call.
+        compiled = torch.compile(own)
+        compiled(*examples)
+    return compiled
 
 
-def _options(on_cpu: bool) -> dict[str, object]:
-    """Of torch.compile, as far as this version of torch has them."""
+def _compile_for_cpu(run: Callable[..., Outcome], examples: list[Tensor | None]) -> Callable[..., Outcome]:
+    """What torch.compile makes of ``run``, called without Dynamo.
+
+    At every call Dynamo takes longer to look for what has been told apart before than the kernel on a small batch. On a
+    GPU it stays, since so torch sees that an index no longer fits in 32 bits.
+    """
     options = {}
     # A GPU's compiler contracts a * b + c by itself.
     if 'cpp.enable_floating_point_contract_flag' in torch._inductor.list_options():
         options['cpp.enable_floating_point_contract_flag'] = 'fast'
-    # To look at every call for what _kernel has told apart takes longer than the kernel on a small batch. On a GPU it
-    # is also how torch sees that an index no longer fits in 32 bits.
-    if on_cpu and hasattr(torch.compiler, 'skip_all_guards_unsafe'):
-        options['guard_filter_fn'] = torch.compiler.skip_all_guards_unsafe
-    return options
+    calls = []
 
+    def backend(graph, inputs):
+        kernel = torch._inductor.compile(graph, inputs, options)
 
-def _without_notes() -> dict[str, bool]:
-    """Keeps out of the compiled code what only measures torch's own overhead, and adds to it."""
-    name = 'record_runtime_overhead'
-    return {name: False} if hasattr(torch._dynamo.config, name) else {}
+        def call(*args):
+            calls.append((kernel, args, results := kernel(*args)))
+            return results
+
+        return call
+
+    outcome = torch.compile(run, backend=backend, fullgraph=True)(*examples)
+    ((kernel, args, results),) = calls
+    # Dynamo has chosen an order of tensors and sizes for arguments and results.
+    sources = {id(tensor): (i, None) for i, tensor in enumerate(examples)}
+    sizes = {
+        size: (i, dim)
+        for i, tensor in enumerate(examples)
+        if tensor is not None
+        for dim, size in enumerate(tensor.shape)
+    }
+    inputs = [sizes[arg] if isinstance(arg, int) else sources[id(arg)] for arg in args]
+    places = [[id(result) for result in results].index(id(field)) if field is not None else None for field in outcome]
+
+    def call(*tensors):
+        results = kernel(*[tensors[i] if dim is None else tensors[i].shape[dim] for i, dim in inputs])
+        return Outcome(*[None if place is None else results[place] for place in places])
+
+    return call
 
 
 def _example(position: int, tensor: Tensor, num_classes: int | None) -> Tensor:

@@ -30,8 +30,8 @@ def positive_term(logits: Tensor, gamma_pos: float, detach_focusing: bool = Fals
         loss (not negative) and dloss/dz (not positive), both of the shape of ``logits``.
     """
     odds, right, wrong, excess = _answer(-logits)
-    gain, slope = focal(right, wrong, -(log1p(odds) + excess), gamma_pos, detach_focusing)
-    return -gain, -slope
+    gain, slope, factor = focal(right, wrong, -(log1p(odds) + excess), gamma_pos, detach_focusing)
+    return -gain, -factor * slope
 
 
 def negative_term(
@@ -51,14 +51,14 @@ def negative_term(
     """
     odds, right, wrong, excess = _answer(logits)
     if is_zero(clip):
-        gain, slope = focal(right, wrong, -(log1p(odds) + excess), gamma_neg, detach_focusing)
-        return -gain, slope
+        gain, slope, factor = focal(right, wrong, -(log1p(odds) + excess), gamma_neg, detach_focusing)
+        return -gain, factor * slope
     p_m = torch.relu(wrong - clip)
     log = log1p(-p_m, right, clip)
     if torch.is_tensor(clip):
         log = log - torch.where(clip > 0, 0, excess)
-    gain, slope = focal_with_margin(right, wrong, p_m, log, gamma_neg, clip, detach_focusing)
-    return -gain, slope
+    gain, slope, factor = focal_with_margin(right, wrong, p_m, log, gamma_neg, clip, detach_focusing)
+    return -gain, factor * slope
 
 
 class _Answer(NamedTuple):
@@ -130,10 +130,14 @@ def log1p(x: Tensor, right: Tensor | None = None, clip: float | Tensor = 1.0) ->
 
 def focal(
     right: Tensor, wrong: Tensor, log: Tensor, gamma: float | Tensor, detach_focusing: bool
-) -> tuple[Tensor, Tensor]:
-    """L = wrong^gamma log of eq. 4, where log = log(right), and the derivative of -L with respect to s."""
+) -> tuple[Tensor, Tensor, float]:
+    """L = wrong^gamma log of eq. 4, where log = log(right), and the derivative of -L with respect to s.
+
+    Returns:
+        L, the derivative but for a constant factor, and that factor.
+    """
     if is_zero(gamma):
-        return log, wrong
+        return log, wrong, 1.0
     focusing = power(wrong, gamma)
     if detach_focusing:
         slope = wrong
@@ -141,7 +145,7 @@ def focal(
         slope = wrong - gamma * right * log
     else:
         slope = torch.addcmul(wrong, right, log, value=-gamma)
-    return log * focusing, focusing * slope
+    return log * focusing, focusing * slope, 1.0
 
 
 def focal_with_margin(
@@ -152,21 +156,27 @@ def focal_with_margin(
     gamma: float | Tensor,
     clip: float | Tensor,
     detach_focusing: bool,
-) -> tuple[Tensor, Tensor]:
-    """L = p_m^gamma log of eq. 7, where log = log(1 - p_m), and the derivative of -L with respect to s (eq. 8)."""
-    # right / (1 - p_m), which has a limit where both are 0.
-    share = right / (right + clip)
+) -> tuple[Tensor, Tensor, float]:
+    """L = p_m^gamma log of eq. 7, where log = log(1 - p_m), and the derivative of -L with respect to s (eq. 8).
+
+    Returns:
+        as ``focal``.
+    """
     if not torch.is_tensor(gamma) and gamma >= 1 and gamma == int(gamma):
         below = power(p_m, gamma - 1)
-        slope = share.mul_(p_m)
-        if not detach_focusing:
-            slope.addcmul_(right, log, value=-gamma)
-        return torch.mul(log, below).mul_(p_m), slope.mul_(below).mul_(wrong)
+        # 1 - p_m is right + clip where it matters.
+        if detach_focusing:
+            slope, factor = p_m / (right + clip), 1.0
+        else:
+            slope, factor = torch.addcdiv(log, p_m, right + clip, value=-1 / gamma), -gamma
+        return torch.mul(log, below).mul_(p_m), slope.mul_(below).mul_(wrong).mul_(right), factor
     focusing = p_m**gamma
-    slope = share if detach_focusing else share - gamma * right * (log / p_m)
+    slope = 1 / (right + clip)
+    if not detach_focusing:
+        slope = slope - gamma * (log / p_m)
     # Eq. 8 is 0 up to the margin, also where powers of 0 are not.
     slope = torch.where(p_m == 0, 0, focusing * slope)
-    return log * focusing, wrong * slope
+    return log * focusing, slope * wrong * right, 1.0
 
 
 def is_zero(value: float | Tensor) -> bool:
@@ -192,8 +202,8 @@ class Setting(NamedTuple):
     Fields:
         gamma_neg, clip: None where they come as tensors with every call.
         hard: the labels are 0, 1 or unknown, so that one logarithm serves both terms.
-        by_rows: add up each row by itself. Only so does torch.compile make one kernel of it for a GPU; for one sum of
-            all it makes one that writes the losses of the elements, and another that reads everything once more.
+        by_rows: add up each row by itself. Only so does torch.compile make one kernel of many programs of it for a GPU:
+            one sum of all it leaves to a single program, or reads everything once more for it.
     """
 
     gamma_pos: float
@@ -274,17 +284,20 @@ def elements(
         odds, right, wrong, excess = _answer(torch.where(is_positive, -z, z))
         if is_zero(clip):
             log = -(log1p(odds) + excess)
-            positive, positive_slope = focal(right, wrong, log, gamma_pos, detach_focusing)
-            negative, negative_slope = focal(right, wrong, log, gamma_neg, detach_focusing)
+            positive, positive_slope, of_positive = focal(right, wrong, log, gamma_pos, detach_focusing)
+            negative, negative_slope, of_negative = focal(right, wrong, log, gamma_neg, detach_focusing)
         else:
             p_m = torch.relu(wrong - clip)
             log = log1p(torch.where(is_positive, odds, -p_m), right, clip)
-            positive, positive_slope = focal(right, wrong, -(log + excess), gamma_pos, detach_focusing)
+            positive, positive_slope, of_positive = focal(right, wrong, -(log + excess), gamma_pos, detach_focusing)
             if torch.is_tensor(clip):
                 log = log - torch.where(clip > 0, 0, excess)
-            negative, negative_slope = focal_with_margin(right, wrong, p_m, log, gamma_neg, clip, detach_focusing)
+            negative, negative_slope, of_negative = focal_with_margin(
+                right, wrong, p_m, log, gamma_neg, clip, detach_focusing
+            )
         loss = torch.where(is_positive, -pos_weight * positive, -neg_weight * negative)
-        grad = torch.where(is_positive, -pos_weight * positive_slope, neg_weight * negative_slope)
+        of_positive, of_negative = -pos_weight * of_positive, neg_weight * of_negative
+        grad = torch.where(is_positive, of_positive * positive_slope, of_negative * negative_slope)
     else:
         positive, positive_slope = positive_term(z, gamma_pos, detach_focusing)
         negative, negative_slope = negative_term(z, gamma_neg, clip, detach_focusing)
