@@ -13,7 +13,7 @@ from .one_pass import Outcome, Setting, one_pass
 
 # Elements from which on a CPU gains by the kernel; below, an eager pass takes less than a millisecond.
 WORTH_COMPILING = 8192
-# Rows and classes of the batch of zeros that a kernel is compiled with. They differ, so that a size tells what it is of.
+# Rows and classes of the batch of zeros that a kernel is compiled with; they differ, so that a size tells its place.
 EXAMPLE = (1024, 128)
 # By what torch.compile makes a kernel for.
 _KERNELS: dict[tuple, Callable[..., Outcome]] = {}
