@@ -127,10 +127,14 @@ def _compile_for_cpu(run: Callable[..., Outcome], examples: list[Tensor | None])
     At every call Dynamo takes longer to look for what has been told apart before than the kernel on a small batch. On a
     GPU it stays, since so torch sees that an index no longer fits in 32 bits.
     """
-    options = {}
-    # A GPU's compiler contracts a * b + c by itself.
-    if 'cpp.enable_floating_point_contract_flag' in torch._inductor.list_options():
-        options['cpp.enable_floating_point_contract_flag'] = 'fast'
+    options = {
+        # A GPU's compiler contracts a * b + c by itself.
+        'cpp.enable_floating_point_contract_flag': 'fast',
+        # The default for a GPU. With the 50 of newer versions for a CPU compiling takes twice as long, and half precision
+        # with labels is read 16 numbers at a time, for which bits change between int and float by way of memory.
+        'realize_opcount_threshold': 30,
+    }
+    options = {name: value for name, value in options.items() if name in torch._inductor.list_options()}
     calls = []
 
     def backend(graph, inputs):

@@ -26,8 +26,8 @@ def scale_gradient(grad: Tensor, factor: Tensor) -> None:
     if kernel is not None:
         with torch.cuda.device(grad.device):
             kernel[(-(-grad.numel() // BLOCK),)](grad, factor, grad.numel(), BLOCK=BLOCK)
-    elif grad.dtype == torch.float16:
-        # The usual loss scale, 65536, is no number of float16, its root is.
+    elif grad.dtype == torch.float16 and not grad.is_cpu:
+        # The usual loss scale, 65536, is no number of float16, its root is. A CPU multiplies in float32.
         root = factor.abs().sqrt()
         grad.mul_(root).mul_(root * factor.sign())
     else:
