@@ -130,8 +130,8 @@ def _compile_for_cpu(run: Callable[..., Outcome], examples: list[Tensor | None])
     options = {
         # A GPU's compiler contracts a * b + c by itself.
         'cpp.enable_floating_point_contract_flag': 'fast',
-        # The default for a GPU. With the 50 of newer versions for a CPU, compiling takes twice as long, and half precision
-        # with labels goes by 16 numbers at a time, whose bits change between int and float by way of memory.
+        # The default for a GPU. With the 50 of newer versions for a CPU, compiling takes twice as long, and labels of
+        # half-precision logits go by 16 at a time, whose bits change between int and float by way of memory.
         'realize_opcount_threshold': 30,
     }
     options = {name: value for name, value in options.items() if name in torch._inductor.list_options()}
