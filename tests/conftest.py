@@ -1,6 +1,7 @@
 import os
 import pickle
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +21,9 @@ from mmengine.logging import MMLogger
 settings.register_profile('fixed', derandomize=True, deadline=None)
 settings.register_profile('random', deadline=None, print_blob=True)
 settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'fixed'))
+
+# A suite that a shell runs in the background ignores Ctrl-C, and so would every tool that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 

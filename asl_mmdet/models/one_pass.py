@@ -163,12 +163,12 @@ def focal_with_margin(
         as ``focal``.
     """
     if not torch.is_tensor(gamma) and gamma >= 1 and gamma == int(gamma):
-        below = power(p_m, gamma - 1)
         # 1 - p_m is right + clip where it matters.
         if detach_focusing:
             slope, factor = p_m / (right + clip), 1.0
         else:
             slope, factor = torch.addcdiv(log, p_m, right + clip, value=-1 / gamma), -gamma
+        below = power(p_m, gamma - 1)
         return torch.mul(log, below).mul_(p_m), slope.mul_(below).mul_(wrong).mul_(right), factor
     focusing = p_m**gamma
     slope = 1 / (right + clip)
