@@ -26,15 +26,13 @@ def eager_pass(
 ) -> Outcome:
     """As ``one_pass``, on a CPU in blocks of rows."""
     if not logits.is_cpu:
-        outcome = one_pass(setting, logits, targets, weight, scale, gamma_neg, clip, sums)
-        return outcome._replace(loss=outcome.loss.sum())
+        return one_pass(setting, logits, targets, weight, scale, gamma_neg, clip, sums).with_total()
     scale = scale.item()
     rows, num_classes = logits.shape
     step = max(1, BLOCK // num_classes)
     if rows <= step:
         total, slope, factor, sums = _block(setting, logits, targets, weight, gamma_neg, clip, sums)
-        grad = slope.mul_(factor * scale)
-        grad = grad if grad.dtype == logits.dtype else grad.to(logits.dtype)
+        grad = slope.mul_(factor * scale).to(logits.dtype)
     else:
         total, grad = 0.0, torch.empty_like(logits)
         for start in range(0, rows, step):

@@ -34,7 +34,7 @@ def choose_pass(logits: Tensor, fused: bool | None) -> Callable[..., Outcome]:
 
 def _traced_pass(setting: Setting, *tensors: Tensor | None) -> Outcome:
     """``one_pass`` within a graph that somebody else compiles."""
-    return _summed(one_pass(setting, *tensors))
+    return one_pass(setting, *tensors).with_total()
 
 
 def _fused_where_possible(setting: Setting, logits: Tensor, *tensors: Tensor | None) -> Outcome:
@@ -88,12 +88,7 @@ def compiled_pass(setting: Setting, *tensors: Tensor | None) -> Outcome:
     kernel = _KERNELS.get(key := (setting, device, num_classes, *kinds, *state))
     if kernel is None:
         kernel = _KERNELS[key] = _compile(setting, device, num_classes, tensors)
-    return _summed(kernel(*tensors))
-
-
-def _summed(outcome: Outcome) -> Outcome:
-    """With the sum of all for the sums of the rows; torch's own is made for any number of them."""
-    return outcome._replace(loss=outcome.loss.sum()) if outcome.loss.ndim else outcome
+    return kernel(*tensors).with_total()
 
 
 def _ones(shape: torch.Size) -> tuple[bool, ...] | None:

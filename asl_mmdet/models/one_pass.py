@@ -230,6 +230,10 @@ class Outcome(NamedTuple):
     grad: Tensor
     sums: Tensor | None
 
+    def with_total(self) -> 'Outcome':
+        """With the sum of all for the sums of the rows; torch's own is made for any number of them."""
+        return self._replace(loss=self.loss.sum()) if self.loss.ndim else self
+
 
 def elements(
     setting: Setting,
