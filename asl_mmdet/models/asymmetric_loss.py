@@ -107,7 +107,7 @@ def asymmetric_loss(
     """
     if reduction not in ('sum', 'none'):
         raise ValueError(f"reduction={reduction!r} of asymmetric_loss must be 'sum' or 'none'; scale divides a sum")
-    targets = _with_room_for_unknown(targets)
+    targets = _as_compiled(targets)
     gamma_neg, gamma_neg_tensor = (None, gamma_neg) if torch.is_tensor(gamma_neg) else (float(gamma_neg), None)
     clip, clip_tensor = (None, clip) if torch.is_tensor(clip) else (float(clip), None)
     hard = not targets.is_floating_point()
@@ -361,7 +361,7 @@ class AsymmetricLoss(nn.Module):
             raise ValueError(f"reduction_override={reduction_override!r} must be None, 'none', 'mean' or 'sum'")
         reduction = reduction_override or self.reduction
         self._check_shapes(pred, target)
-        target = _with_room_for_unknown(target)
+        target = _as_compiled(target)
         weight = self._elementwise_weight(pred, weight)
         if reduction == 'sum' and avg_factor is not None:
             raise ValueError("avg_factor of AsymmetricLoss cannot be used with reduction='sum'")
@@ -486,11 +486,13 @@ def _describe(value: object) -> str:
     return f'{tuple(value.shape)} of {value.dtype}' if torch.is_tensor(value) else type(value).__name__
 
 
-def _with_room_for_unknown(targets: Tensor) -> Tensor:
-    """uint8 does not tell 255 from -1; indices are int64, as gather wants them."""
+def _as_compiled(targets: Tensor) -> Tensor:
+    """Indices as int64, so that one kernel serves all; bool and int16 as what torch.compile reads many of at a time."""
     if targets.ndim == 1:
         return targets.long()
-    return targets.short() if targets.dtype == torch.uint8 else targets
+    if targets.dtype == torch.bool:
+        return targets.view(torch.uint8)
+    return targets.int() if targets.dtype == torch.int16 else targets
 
 
 def _check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
@@ -498,7 +500,9 @@ def _check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
     low, high = (bound.item() for bound in torch.aminmax(target.detach()))
     if low >= 0 and high <= upper:
         return
-    wrong = target[~((target >= 0) & (target <= upper)) & (target != ignore_index)]
+    # In one dimension, so that uint8 does not take 255 for -1.
+    unknown = torch.tensor([ignore_index], device=target.device)
+    wrong = target[~((target >= 0) & (target <= upper)) & (target != unknown)]
     if wrong.numel():
         background = f' ({num_classes} is background)' if target.ndim == 1 else ''
         raise ValueError(

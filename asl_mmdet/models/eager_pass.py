@@ -10,8 +10,8 @@ from torch import Tensor
 from .one_pass import Outcome, Setting, add_counts, elements, focal, focal_with_margin, is_zero, log1p, one_pass
 
 # Elements of a block of rows. Threads meet after every operation, so that smaller blocks cost more on several of them,
-# and larger ones leave the caches of a CPU.
-BLOCK = 1 << 20
+# and of larger ones the ten tensors leave the caches of a CPU.
+BLOCK = 1 << 18
 
 
 def eager_pass(

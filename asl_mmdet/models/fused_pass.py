@@ -64,6 +64,9 @@ def fused_pass(setting: Setting, logits: Tensor, targets: Tensor, *tensors: Tens
     Labels of floating point are taken for 0 and 1 on a CPU, where a look at the loss costs little, and passed over once
     more if some are not.
     """
+    if logits.is_cpu and targets.dtype in (torch.float16, torch.bfloat16):
+        # Logits and labels of half precision go by 16 or 32 numbers, whose bits change between int and float in memory.
+        targets = targets.float()
     if setting.hard or not logits.is_cpu:
         return compiled_pass(setting, logits, targets, *tensors)
     outcome = compiled_pass(setting._replace(hard=True), logits, targets, *tensors)

@@ -71,9 +71,8 @@ class _Answer(NamedTuple):
 
 
 def _answer(s: Tensor) -> _Answer:
-    # relu is the cheapest maximum in a kernel.
-    excess = torch.relu(s - LARGEST_LOGIT)
-    s = s - excess
+    bounded = torch.clamp_max(s, LARGEST_LOGIT)
+    s, excess = bounded, s - bounded
     odds = exp(s)
     if not torch.compiler.is_compiling():
         return _Answer(odds, torch.sigmoid(-s), torch.sigmoid(s), excess)
@@ -260,21 +259,24 @@ def elements(
     gamma_pos, detach_focusing = setting.gamma_pos, setting.detach_focusing
     pos_weight, neg_weight = (1.0, 1.0) if setting.alpha is None else (setting.alpha, 1 - setting.alpha)
 
-    known = targets != setting.ignore_index
     hard = setting.hard or targets.ndim == 1
     if targets.ndim == 1:
+        known = targets != setting.ignore_index
         num_classes = logits.shape[1]
         valid = (targets >= 0) & (targets <= num_classes)
         is_positive = torch.arange(num_classes, device=z.device) == targets[:, None]
         if setting.ignore_index >= 0:
             is_positive = is_positive & known[:, None]
-    elif hard:
-        is_positive = targets == 1
-        valid = is_positive | (targets == 0)
     else:
+        # Small integers and halves are compared 2 to 8 times slower in a kernel.
         y = targets.to(z.dtype)
-        valid = (y >= 0) & (y <= 1)
-        y = torch.where(known, y, 0)
+        known = y != setting.ignore_index
+        if hard:
+            is_positive = y == 1
+            valid = y * (y - 1) == 0
+        else:
+            valid = (y >= 0) & (y <= 1)
+            y = torch.where(known, y, 0)
     counted = torch.where(known, torch.where(valid, 1.0, math.nan), 0.0).to(z.dtype)
     counted = counted[:, None] if targets.ndim == 1 else counted
     # Infinite and NaN logits become NaN, and sums instead of masks keep them from being hidden.

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._inductor import metrics
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from asl_mmdet import AsymmetricLoss
@@ -69,7 +70,8 @@ def test_plain_pass_equals_the_two_terms(
 @pytest.mark.parametrize('clip', [0.0, 1e-3, 0.05, 0.7])
 @pytest.mark.parametrize('hard', [True, False])
 def test_no_logit_is_too_large(gamma_neg, clip, hard):
-    logits = torch.tensor([-1e4, -104, -88, -17, -3, -2.9444, -1e-8, 0, 1e-8, 17, 88, 104, 1e4]).repeat(2, 1)
+    logits = [-1e20, -1e10, -1e4, -104, -88, -17, -3, -2.9444, -1e-8, 0, 1e-8, 17, 88, 104, 1e4, 1e10, 1e20]
+    logits = torch.tensor(logits).repeat(2, 1)
     target = torch.tensor([0.0, 1.0])[:, None].expand_as(logits).contiguous()
     setting = ASL._replace(gamma_pos=0.5, gamma_neg=gamma_neg, clip=clip, hard=hard)
     outcome = one_pass(setting, logits, target, None, torch.tensor(1.0), None, None, None)
@@ -95,7 +97,9 @@ def test_odd_labels_are_poisonous():
         (torch.tensor([[0.0, 1.0, 0.5], [0, 0, -1]]), False, False),
         (torch.tensor([[0.0, 1.0, 1.5], [0, 0, 0]]), False, True),
         (torch.tensor([[0.0, float('nan'), 1.0], [0, 0, 0]]), False, True),
+        (torch.tensor([[0.0, float('inf'), 1.0], [0, 0, 0]]), True, True),
         (torch.tensor([[0, 2, 1], [0, 0, 0]]), True, True),
+        (torch.tensor([[0, 255, 1], [0, 0, 0]], dtype=torch.uint8), True, True),
         (torch.tensor([3, -1]), True, False),
         (torch.tensor([4, 0]), True, True),
         (torch.tensor([-2, 0]), True, True),
@@ -444,21 +448,33 @@ def test_changing_a_gradient_does_not_spoil_a_kept_graph(fused):
 @pytest.mark.parametrize(
     'dtype, fused',
     [
-        *itertools.product([torch.uint8, torch.int8, torch.int16, torch.int32], [False]),
-        (torch.uint8, True),
+        *itertools.product([torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32], [False]),
+        *itertools.product([torch.bool, torch.uint8, torch.float16, torch.bfloat16], [True]),
         *[pytest.param(dtype, True, marks=pytest.mark.slow) for dtype in (torch.int8, torch.int16, torch.int32)],
     ],
 )
-def test_integers_of_every_width_are_labels(dtype, fused):
+def test_labels_and_indices_come_in_every_dtype(dtype, fused):
     logits, target = batch(30, 20, 'index')
     target = target.clamp(min=0)
-    for labels in (target, (torch.arange(20) == target[:, None]).long()):
+    labels = (torch.arange(20) == target[:, None]).long()
+    for labels in (labels,) if dtype.is_floating_point or dtype == torch.bool else (target, labels):
         loss = AsymmetricLoss(fused=fused)
         torch.testing.assert_close(loss(logits, labels.to(dtype)), loss(logits, labels), rtol=1e-6, atol=0)
     with pytest.raises(ValueError, match='holds 255: '):
         AsymmetricLoss(fused=fused)(logits, torch.full((30,), 255, dtype=torch.uint8))
     with pytest.raises(ValueError, match='holds 255: '):
         AsymmetricLoss(fused=fused)(logits, torch.full((30, 20), 255, dtype=torch.uint8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dtype', [torch.bool, torch.int8, torch.int16])
+def test_labels_of_every_dtype_are_read_many_at_a_time(dtype, monkeypatch):
+    monkeypatch.setattr(module, '_KERNELS', {})
+    logits, target = batch(30, 20, 'dense')
+    with torch._inductor.config.patch(force_disable_caches=True):
+        metrics.reset()
+        AsymmetricLoss(fused=True)(logits, target.clamp(min=0).to(dtype))
+    assert metrics.generated_cpp_vec_kernel_count == 1
 
 
 @pytest.mark.parametrize('weight', [1.0, 300.0, 1e5])
