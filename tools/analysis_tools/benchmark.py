@@ -39,7 +39,8 @@ def describe_machine() -> str:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return '\n'.join(
         [
-            f'- Processor: {model.group(1) if model else platform.processor()}, {cores} cores',
+            f'- Processor: {model.group(1) if model else platform.processor()}, {cores} cores, '
+            f'{torch.backends.cpu.get_cpu_capability()}',
             f'- Memory: {os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30:.0f} GB',
             f'- GPU: {", ".join(gpus) or "none"}',
             f'- {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}, '

@@ -1,7 +1,8 @@
 """Time of forward and backward pass of AsymmetricLoss and other losses, as multiples of torch's binary cross-entropy.
 
-All take turns in one process; a figure is the median over the rounds. On a CPU only the ratios mean something. Peers
-that are not installed come from a file, as --peer official=losses.py:AsymmetricLoss.
+All take turns in one process; a figure is the median over the rounds. On a CPU only the ratios mean something. timm and
+mmpretrain take part where they are installed (pip install --no-deps timm mmpretrain); other peers come from a file, as
+--peer official=losses.py:AsymmetricLoss.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import importlib.util
 import statistics
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +25,37 @@ from asl_mmdet import AsymmetricLoss
 from asl_mmdet.models.asymmetric_loss import ProbabilityStatistics
 
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
+
+
+INSTALLED_PEERS = {
+    'timm ASL': ('timm.loss.asymmetric_loss', 'AsymmetricLossMultiLabel'),
+    'mmpretrain ASL': ('mmpretrain.models.losses.asymmetric_loss', 'AsymmetricLoss'),
+}
+
+
+def import_without_packages(name: str) -> types.ModuleType | None:
+    """A module without what the packages around it import, torchvision among it; None where it is not installed."""
+    top, *inner = name.split('.')
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        return None
+    before = set(sys.modules)
+    folder, package = Path(spec.origin).parent, top
+    for part in inner:
+        sys.modules[package] = bare = types.ModuleType(package)
+        bare.__path__ = [str(folder)]
+        folder, package = folder / part, f'{package}.{part}'
+    try:
+        return importlib.import_module(name)
+    finally:
+        for added in set(sys.modules) - before:
+            if added.split('.')[0] == top:
+                del sys.modules[added]
+
+
+def installed_peers() -> list[tuple[str, nn.Module]]:
+    modules = {name: import_without_packages(module) for name, (module, _) in INSTALLED_PEERS.items()}
+    return [(name, getattr(module, INSTALLED_PEERS[name][1])()) for name, module in modules.items() if module]
 
 
 def load_peer(text: str) -> tuple[str, nn.Module]:
@@ -147,6 +180,7 @@ def main() -> None:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     args = parser.parse_args()
+    args.peer = installed_peers() + args.peer
     torch.set_num_threads(args.threads)
     # glibc gives the memory of every pass back to the system until it has freed a block of up to 32 MiB once. The
     # activations of a training are such blocks.
