@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 
 import torch
+from mmdet.models.losses import accuracy
 from mmdet.registry import MODELS
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
@@ -205,7 +206,7 @@ def mean_probabilities(sums: Tensor) -> tuple[Tensor, Tensor]:
 
 @MODELS.register_module()
 class AsymmetricLoss(nn.Module):
-    """Asymmetric Loss (eq. 7) for mmdet's dense heads and for multi-label heads.
+    """Asymmetric Loss (eq. 7) for mmdet's dense heads, R-CNN's box heads, and multi-label heads.
 
     ``gamma_pos = gamma_neg = 0, clip = 0`` is binary cross-entropy; equal gammas with ``alpha`` are mmdet's FocalLoss.
     The defaults are the paper's for multi-label classification; detectors want ``gamma_pos=1, gamma_neg=2, clip=0``
@@ -244,6 +245,8 @@ class AsymmetricLoss(nn.Module):
     # So many calls of a training run are looked at for targets out of range, on a GPU, and for clipped negatives.
     CHECKED_CALLS = 100
     CALLS_CHECKED_FOR_CLIPPING = 3
+    # What box heads of R-CNN ask of their loss, and only of a loss with channels of its own; there both become True.
+    custom_cls_channels = custom_activation = False
     # What AdaptiveAsymmetryHook adds to the state of the model.
     ADAPTIVE_STATE = ('gamma_neg', 'clip', 'probability_sums')
 
@@ -400,6 +403,19 @@ class AsymmetricLoss(nn.Module):
                 _check_labels(target, pred.shape[1], self.ignore_index)
         return loss
 
+    def get_cls_channels(self, num_classes: int) -> int:
+        """Logits per box of an R-CNN head, which has a channel for background under other losses."""
+        return num_classes
+
+    def get_activation(self, cls_score: Tensor) -> Tensor:
+        """Probabilities (N, C + 1) of an R-CNN head from logits (N, C); the last is background, 1 - the largest."""
+        p = cls_score.sigmoid()
+        return torch.cat([p, 1 - p.amax(dim=-1, keepdim=True)], dim=-1)
+
+    def get_accuracy(self, cls_score: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Percentage of boxes whose class, or background, an R-CNN head has found; for its log."""
+        return dict(acc=accuracy(self.get_activation(cls_score), labels))
+
     def _number(self, name: str, pred: Tensor) -> float | Tensor:
         """``gamma_neg`` or ``clip``; as a tensor, which needs no kernel of its own, where it was changed."""
         value = getattr(self, name)
@@ -511,9 +527,13 @@ def _check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
         )
 
 
-def _refuse_softmax_head(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
-    """Called by torch whenever a module gets a submodule: mmdet's heads read use_sigmoid in the config."""
-    if isinstance(submodule, AsymmetricLoss) and vars(module).get('use_sigmoid_cls') is False:
+def _fit_into_head(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
+    """Called by torch whenever a module gets a submodule: what mmdet's heads ask of a loss depends on their kind."""
+    if not isinstance(submodule, AsymmetricLoss):
+        return
+    if hasattr(type(module), 'custom_cls_channels'):
+        submodule.custom_cls_channels = submodule.custom_activation = True
+    if vars(module).get('use_sigmoid_cls') is False:
         raise ValueError(
             f'{type(module).__name__}.{name} is an AsymmetricLoss, but its config lacks use_sigmoid=True, so the '
             'head would build num_classes + 1 softmax channels. Write '
@@ -521,4 +541,4 @@ def _refuse_softmax_head(module: nn.Module, name: str, submodule: nn.Module | No
         )
 
 
-register_module_module_registration_hook(_refuse_softmax_head)
+register_module_module_registration_hook(_fit_into_head)

@@ -264,7 +264,9 @@ def elements(
         known = targets != setting.ignore_index
         num_classes = logits.shape[1]
         valid = (targets >= 0) & (targets <= num_classes)
-        is_positive = torch.arange(num_classes, device=z.device) == targets[:, None]
+        # As int32 a kernel compares as many at a time as it has logits; what that would wrap is not valid.
+        classes = torch.arange(num_classes, dtype=torch.int32, device=z.device)
+        is_positive = classes == targets.to(torch.int32)[:, None]
         if setting.ignore_index >= 0:
             is_positive = is_positive & known[:, None]
     else:
