@@ -529,6 +529,15 @@ def _check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
 
 def _fit_into_head(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
     """Called by torch whenever a module gets a submodule: what mmdet's heads ask of a loss depends on their kind."""
+    if name == 'fc_cls':
+        loss = module._modules.get('loss_cls')
+        fits = getattr(submodule, 'out_features', None) == getattr(module, 'num_classes', None)
+        if isinstance(loss, AsymmetricLoss) and loss.custom_cls_channels and not fits:
+            raise ValueError(
+                f'{type(module).__name__}.loss_cls cannot be an AsymmetricLoss: the head builds a softmax with a '
+                'channel for background, whatever its loss asks for. Shared2FCBBoxHead, Shared4Conv1FCBBoxHead, dense '
+                'and query heads take it'
+            )
     if not isinstance(submodule, AsymmetricLoss):
         return
     if hasattr(type(module), 'custom_cls_channels'):

@@ -57,9 +57,24 @@ def test_scores_are_sigmoids_and_background_is_left_out():
     )
 
 
-def test_dense_heads_keep_their_own_sigmoid():
+@pytest.mark.parametrize(
+    'head',
+    [
+        dict(type='SABLHead', num_classes=3, loss_cls=ASL),
+        dict(type='DoubleConvFCBBoxHead', num_convs=1, num_fcs=1, num_classes=3, loss_cls=ASL),
+        dict(type='MultiInstanceBBoxHead', num_shared_fcs=1, num_instance=2, num_classes=3, loss_cls=ASL),
+    ],
+    ids=lambda head: head['type'],
+)
+def test_heads_with_a_softmax_whatever_their_loss_are_refused(head):
+    with pytest.raises(ValueError, match=f'{head["type"]}.loss_cls cannot be an AsymmetricLoss'):
+        MODELS.build(ConfigDict(head))
+
+
+def test_dense_and_query_heads_keep_their_own_sigmoid():
     head = MODELS.build(dict(type='FCOSHead', num_classes=3, in_channels=8, loss_cls=ASL))
     assert head.cls_out_channels == 3 and not head.loss_cls.custom_cls_channels
+    assert MODELS.build(ConfigDict(type='DIIHead', num_classes=3, loss_cls=ASL)).fc_cls.out_features == 3
 
 
 @pytest.mark.parametrize(
