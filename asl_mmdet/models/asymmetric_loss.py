@@ -6,6 +6,7 @@ N rows (images, anchors or points), C classes. The arithmetic is in ``one_pass.p
 import math
 import warnings
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from mmdet.models.losses import accuracy
@@ -237,6 +238,7 @@ class AsymmetricLoss(nn.Module):
             seconds for the kernel.
 
     Raises:
+        TypeError: gamma_pos, gamma_neg, clip, alpha or loss_weight is no number.
         ValueError: an argument is out of its range.
     """
 
@@ -268,6 +270,10 @@ class AsymmetricLoss(nn.Module):
         fused: bool | None = None,
     ) -> None:
         super().__init__()
+        numbers = dict(gamma_pos=gamma_pos, gamma_neg=gamma_neg, clip=clip, alpha=alpha, loss_weight=loss_weight)
+        for name, value in numbers.items():
+            if not isinstance(value, Real) and not (value is None and name in ('clip', 'alpha')):
+                raise TypeError(f'{name}={value!r} of AsymmetricLoss must be a number')
         for name, value in dict(gamma_pos=gamma_pos, gamma_neg=gamma_neg).items():
             if not 0 <= value < math.inf:
                 raise ValueError(f'{name}={value} of AsymmetricLoss must be a finite number of 0 or more')

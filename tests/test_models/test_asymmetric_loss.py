@@ -418,6 +418,13 @@ def test_bad_arguments_are_named(kwargs, message):
         AsymmetricLoss(**kwargs)
 
 
+@pytest.mark.parametrize('name', ['gamma_pos', 'gamma_neg', 'clip', 'alpha', 'loss_weight'])
+def test_what_is_no_number_is_named(name):
+    for value in ('four', [1.0], *([] if name in ('clip', 'alpha') else [None])):
+        with pytest.raises(TypeError, match=rf'{name}=\W*{value[0] if isinstance(value, list) else value}'):
+            AsymmetricLoss(**{name: value})
+
+
 LOGITS = torch.zeros(2, 3)
 
 
