@@ -370,7 +370,6 @@ class AsymmetricLoss(nn.Module):
             raise ValueError(f"reduction_override={reduction_override!r} must be None, 'none', 'mean' or 'sum'")
         reduction = reduction_override or self.reduction
         self._check_shapes(pred, target)
-        target = _as_compiled(target)
         weight = self._elementwise_weight(pred, weight)
         if reduction == 'sum' and avg_factor is not None:
             raise ValueError("avg_factor of AsymmetricLoss cannot be used with reduction='sum'")

@@ -72,10 +72,9 @@ class _Answer(NamedTuple):
 
 def _answer(s: Tensor) -> _Answer:
     bounded = torch.clamp_max(s, LARGEST_LOGIT)
-    s, excess = bounded, s - bounded
-    odds = exp(s)
+    odds, excess = exp(bounded), s - bounded
     if not torch.compiler.is_compiling():
-        return _Answer(odds, torch.sigmoid(-s), torch.sigmoid(s), excess)
+        return _Answer(odds, torch.sigmoid(-bounded), torch.sigmoid(bounded), excess)
     # In a kernel one exp serves them all.
     right = 1 / (1 + odds)
     return _Answer(odds, right, odds * right, excess)

@@ -36,6 +36,8 @@ INSTALLED_PEERS = {
 def import_without_packages(name: str) -> types.ModuleType | None:
     """A module without what the packages around it import, torchvision among it; None where it is not installed."""
     top, *inner = name.split('.')
+    if top in sys.modules:
+        return importlib.import_module(name)
     spec = importlib.util.find_spec(top)
     if spec is None:
         return None
