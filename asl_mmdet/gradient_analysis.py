@@ -97,11 +97,13 @@ def mislabelled_point(gamma_neg: float, clip: float, detach_focusing: bool = Fal
     """
     _check(gamma_neg, 'gamma_neg', clip)
 
+    def gradient(logits: Tensor) -> Tensor:
+        return negative_term(logits, gamma_neg, clip, detach_focusing)[1]
+
     def second_derivative(place: Tensor) -> Tensor:
         # With respect to z, which has the sign of the one with respect to p.
-        logits = _logits_above(clip, place).requires_grad_()
-        _, gradient = negative_term(logits, gamma_neg, clip, detach_focusing)
-        return torch.autograd.grad(gradient.sum(), logits)[0]
+        logits = _logits_above(clip, place)
+        return torch.func.jvp(gradient, (logits,), (torch.ones_like(logits),))[1]
 
     places = torch.linspace(*_PLACES, 601, dtype=torch.float64)
     curvature = second_derivative(places)

@@ -7,6 +7,7 @@ these, equations 4, 7 and 8 are the same for both kinds of labels but for the ma
 eps, they stay finite where autograd of ``pow`` and ``log`` does not.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -30,8 +31,8 @@ def positive_term(logits: Tensor, gamma_pos: float, detach_focusing: bool = Fals
         loss (not negative) and dloss/dz (not positive), both of the shape of ``logits``.
     """
     odds, right, wrong, excess = _answer(-logits)
-    gain, slope, factor = focal(right, wrong, -(log1p(odds) + excess), gamma_pos, detach_focusing)
-    return -gain, -factor * slope
+    loss, slope = focal(right, wrong, log1p(odds) + excess, gamma_pos, detach_focusing)
+    return loss, -slope
 
 
 def negative_term(
@@ -51,33 +52,42 @@ def negative_term(
     """
     odds, right, wrong, excess = _answer(logits)
     if is_zero(clip):
-        gain, slope, factor = focal(right, wrong, -(log1p(odds) + excess), gamma_neg, detach_focusing)
-        return -gain, factor * slope
-    p_m = torch.relu(wrong - clip)
-    log = log1p(-p_m, right, clip)
+        return focal(right, wrong, log1p(odds) + excess, gamma_neg, detach_focusing)
+    p_m, odds = shifted(right, wrong, clip)
+    cross_entropy = log1p(odds)
     if torch.is_tensor(clip):
-        log = log - torch.where(clip > 0, 0, excess)
-    gain, slope, factor = focal_with_margin(right, wrong, p_m, log, gamma_neg, clip, detach_focusing)
-    return -gain, factor * slope
+        cross_entropy = cross_entropy + torch.where(clip > 0, 0, excess)
+    return focal_with_margin(right, wrong, p_m, odds, cross_entropy, gamma_neg, detach_focusing)
 
 
 class _Answer(NamedTuple):
-    """Fields: odds, which are wrong / right; right; wrong; excess, how far s lies above LARGEST_LOGIT."""
+    """Fields: odds, which are wrong / right; right; wrong; excess, how far s lies above LARGEST_LOGIT, or None."""
 
     odds: Tensor
     right: Tensor
     wrong: Tensor
-    excess: Tensor
+    excess: Tensor | None
 
 
-def _answer(s: Tensor) -> _Answer:
-    bounded = torch.clamp_max(s, LARGEST_LOGIT)
-    odds, excess = exp(bounded), s - bounded
+def _answer(s: Tensor, bounded: bool = False) -> _Answer:
+    excess = None
+    if not bounded:
+        s, unbounded = torch.clamp_max(s, LARGEST_LOGIT), s
+        excess = unbounded - s
     if not torch.compiler.is_compiling():
-        return _Answer(odds, torch.sigmoid(-bounded), torch.sigmoid(bounded), excess)
+        right, wrong = (-s).sigmoid_(), torch.sigmoid(s)
+        return _Answer(wrong / right, right, wrong, excess)
     # In a kernel one exp serves them all.
+    odds = exp(s)
     right = 1 / (1 + odds)
     return _Answer(odds, right, odds * right, excess)
+
+
+def shifted(right: Tensor, wrong: Tensor, clip: float | Tensor) -> tuple[Tensor, Tensor]:
+    """p_m of eq. 5, and its odds p_m / (1 - p_m)."""
+    p_m = (wrong - clip).relu_()
+    # 1 - p_m is right + m above the margin, and does not matter below it.
+    return p_m, p_m / (right + clip)
 
 
 def exp(x: Tensor) -> Tensor:
@@ -101,18 +111,15 @@ def exp(x: Tensor) -> Tensor:
     return (series * (r * r) + r + 1) * power_of_2
 
 
-def log1p(x: Tensor, right: Tensor | None = None, clip: float | Tensor = 1.0) -> Tensor:
-    """log(1 + x) for x from -1 to 1e36, with ``right`` and ``clip`` where x may be -p_m.
+def log1p(x: Tensor) -> Tensor:
+    """log(1 + x) for x from 0 to 1e36.
 
-    In a kernel, float32 goes by halving or doubling 1 + x into [3/4, 3/2) and a polynomial there, within 2.5e-7 of the
-    value: torch's log1p, exact to half of that, takes more than half of the kernel's time.
+    In a kernel, float32 goes by halving 1 + x into [3/4, 3/2) and a polynomial there, within 2.5e-7 of the value:
+    torch's log1p, exact to half of that, takes more than half of the kernel's time.
     """
-    # 1 - p_m is exact as right + m where it is small. For larger margins the rounding of p - m outweighs that.
-    near_0 = torch.is_tensor(clip) or clip < 0.05
     if x.dtype != torch.float32 or not torch.compiler.is_compiling():
-        return torch.where(x < -0.5, torch.log(right + clip), torch.log1p(x)) if near_0 else torch.log1p(x)
-    one_more = torch.where(x < -0.5, right + clip, 1 + x) if near_0 else 1 + x
-    bits = one_more.view(torch.int32)
+        return torch.log1p(x)
+    bits = (1 + x).view(torch.int32)
     exponent = (bits - 0x3F400000) >> 23
     r = torch.where(exponent == 0, x, (bits - (exponent << 23)).view(torch.float32) - 1)
     # log1p(r) = r - r^2 / 2 + r^3 P(r), with P fitted on [-1/4, 1/2] for the smallest relative error of log1p, 4e-8.
@@ -127,54 +134,47 @@ def log1p(x: Tensor, right: Tensor | None = None, clip: float | Tensor = 1.0) ->
 
 
 def focal(
-    right: Tensor, wrong: Tensor, log: Tensor, gamma: float | Tensor, detach_focusing: bool
-) -> tuple[Tensor, Tensor, float]:
-    """L = wrong^gamma log of eq. 4, where log = log(right), and the derivative of -L with respect to s.
-
-    Returns:
-        L, the derivative but for a constant factor, and that factor.
-    """
+    right: Tensor, wrong: Tensor, cross_entropy: Tensor, gamma: float | Tensor, detach_focusing: bool
+) -> tuple[Tensor, Tensor]:
+    """-L = wrong^gamma cross_entropy of eq. 4, where cross_entropy = -log(right), and its derivative by s."""
     if is_zero(gamma):
-        return log, wrong, 1.0
+        return cross_entropy, wrong
     focusing = power(wrong, gamma)
     if detach_focusing:
         slope = wrong
     elif torch.is_tensor(gamma):
-        slope = wrong - gamma * right * log
+        slope = wrong + gamma * right * cross_entropy
     else:
-        slope = torch.addcmul(wrong, right, log, value=-gamma)
-    return log * focusing, focusing * slope, 1.0
+        slope = torch.addcmul(wrong, right, cross_entropy, value=gamma)
+    return cross_entropy * focusing, focusing * slope
 
 
 def focal_with_margin(
     right: Tensor,
     wrong: Tensor,
     p_m: Tensor,
-    log: Tensor,
+    odds: Tensor,
+    cross_entropy: Tensor,
     gamma: float | Tensor,
-    clip: float | Tensor,
     detach_focusing: bool,
-) -> tuple[Tensor, Tensor, float]:
-    """L = p_m^gamma log of eq. 7, where log = log(1 - p_m), and the derivative of -L with respect to s (eq. 8).
+) -> tuple[Tensor, Tensor]:
+    """-L = p_m^gamma cross_entropy of eq. 7, where cross_entropy = -log(1 - p_m), and its derivative by s (eq. 8).
 
-    Returns:
-        as ``focal``.
+    Args:
+        odds: those of ``p_m``, p_m / (1 - p_m); overwritten.
     """
     if not torch.is_tensor(gamma) and gamma >= 1 and gamma == int(gamma):
-        # 1 - p_m is right + clip where it matters.
-        if detach_focusing:
-            slope, factor = p_m / (right + clip), 1.0
-        else:
-            slope, factor = torch.addcdiv(log, p_m, right + clip, value=-1 / gamma), -gamma
         below = power(p_m, gamma - 1)
-        return torch.mul(log, below).mul_(p_m), slope.mul_(below).mul_(wrong).mul_(right), factor
-    focusing = p_m**gamma
-    slope = 1 / (right + clip)
-    if not detach_focusing:
-        slope = slope - gamma * (log / p_m)
-    # Eq. 8 is 0 up to the margin, also where powers of 0 are not.
-    slope = torch.where(p_m == 0, 0, focusing * slope)
-    return log * focusing, slope * wrong * right, 1.0
+    else:
+        # Eq. 8 is 0 up to the margin, also where powers of 0 are not.
+        below = torch.where(p_m == 0, 0, power(p_m, gamma) / p_m)
+    if detach_focusing:
+        slope = odds
+    elif torch.is_tensor(gamma):
+        slope = odds.add_(gamma * cross_entropy)
+    else:
+        slope = odds.add_(cross_entropy, alpha=gamma)
+    return torch.mul(cross_entropy, below).mul_(p_m), slope.mul_(below).mul_(wrong).mul_(right)
 
 
 def is_zero(value: float | Tensor) -> bool:
@@ -233,6 +233,45 @@ class Outcome(NamedTuple):
         return self._replace(loss=self.loss.sum()) if self.loss.ndim else self
 
 
+def hard_terms(
+    setting: Setting,
+    s: Tensor,
+    choose: Callable[[Tensor, Tensor], Tensor],
+    gamma_neg: Tensor | None,
+    clip: Tensor | None,
+    bounded: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Elements of eqs. 1, 2 and 7 where every label is 0 or 1, and their derivatives.
+
+    Args:
+        s: (N, C), float32 or float64.
+        choose: takes what holds for positives, which it may overwrite, and what holds for negatives, (N, C) each.
+        gamma_neg, clip: as ``elements``.
+        bounded: no ``s`` lies above LARGEST_LOGIT.
+
+    Returns:
+        loss, dloss/dz and ``right``, (N, C) each.
+    """
+    gamma_neg = setting.gamma_neg if gamma_neg is None else gamma_neg
+    clip = setting.clip if clip is None else clip
+    odds, right, wrong, excess = _answer(s, bounded)
+    if is_zero(clip):
+        cross_entropy = log1p(odds) if excess is None else log1p(odds) + excess
+        negative, negative_slope = focal(right, wrong, cross_entropy, gamma_neg, setting.detach_focusing)
+    else:
+        p_m, odds_m = shifted(right, wrong, clip)
+        log = log1p(choose(odds, odds_m))
+        cross_entropy = log if excess is None else log + excess
+        if torch.is_tensor(clip) and excess is not None:
+            log = log + torch.where(clip > 0, 0, excess)
+        negative, negative_slope = focal_with_margin(right, wrong, p_m, odds_m, log, gamma_neg, setting.detach_focusing)
+    positive, positive_slope = focal(right, wrong, cross_entropy, setting.gamma_pos, setting.detach_focusing)
+    if setting.alpha is not None:
+        positive, positive_slope = setting.alpha * positive, setting.alpha * positive_slope
+        negative, negative_slope = (1 - setting.alpha) * negative, (1 - setting.alpha) * negative_slope
+    return choose(positive, negative), choose(-positive_slope, negative_slope), right
+
+
 def elements(
     setting: Setting,
     logits: Tensor,
@@ -253,11 +292,6 @@ def elements(
         (N, C) each. The function returns ``right`` of positives, the number of positives, and the same two of all.
     """
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    gamma_neg = setting.gamma_neg if gamma_neg is None else gamma_neg
-    clip = setting.clip if clip is None else clip
-    gamma_pos, detach_focusing = setting.gamma_pos, setting.detach_focusing
-    pos_weight, neg_weight = (1.0, 1.0) if setting.alpha is None else (setting.alpha, 1 - setting.alpha)
-
     hard = setting.hard or targets.ndim == 1
     if targets.ndim == 1:
         known = targets != setting.ignore_index
@@ -288,26 +322,17 @@ def elements(
         factor = factor * weight
 
     if hard:
-        odds, right, wrong, excess = _answer(torch.where(is_positive, -z, z))
-        if is_zero(clip):
-            log = -(log1p(odds) + excess)
-            positive, positive_slope, of_positive = focal(right, wrong, log, gamma_pos, detach_focusing)
-            negative, negative_slope, of_negative = focal(right, wrong, log, gamma_neg, detach_focusing)
-        else:
-            p_m = torch.relu(wrong - clip)
-            log = log1p(torch.where(is_positive, odds, -p_m), right, clip)
-            positive, positive_slope, of_positive = focal(right, wrong, -(log + excess), gamma_pos, detach_focusing)
-            if torch.is_tensor(clip):
-                log = log - torch.where(clip > 0, 0, excess)
-            negative, negative_slope, of_negative = focal_with_margin(
-                right, wrong, p_m, log, gamma_neg, clip, detach_focusing
-            )
-        loss = torch.where(is_positive, -pos_weight * positive, -neg_weight * negative)
-        of_positive, of_negative = -pos_weight * of_positive, neg_weight * of_negative
-        grad = torch.where(is_positive, of_positive * positive_slope, of_negative * negative_slope)
+        s = torch.where(is_positive, -z, z)
+        loss, grad, right = hard_terms(setting, s, functools.partial(torch.where, is_positive), gamma_neg, clip)
     else:
-        positive, positive_slope = positive_term(z, gamma_pos, detach_focusing)
-        negative, negative_slope = negative_term(z, gamma_neg, clip, detach_focusing)
+        positive, positive_slope = positive_term(z, setting.gamma_pos, setting.detach_focusing)
+        negative, negative_slope = negative_term(
+            z,
+            setting.gamma_neg if gamma_neg is None else gamma_neg,
+            setting.clip if clip is None else clip,
+            setting.detach_focusing,
+        )
+        pos_weight, neg_weight = (1.0, 1.0) if setting.alpha is None else (setting.alpha, 1 - setting.alpha)
         loss = y * (pos_weight * positive) + (1 - y) * (neg_weight * negative)
         grad = y * (pos_weight * positive_slope) + (1 - y) * (neg_weight * negative_slope)
 

@@ -511,14 +511,9 @@ def test_avg_factor_is_one_constant_number():
 
 
 def test_the_logarithm_of_the_kernel_is_exact_to_few_roundings():
-    x = torch.cat([-torch.logspace(-12, -0.0223, 20001), torch.logspace(-12, 34.5, 20001)])
+    x = torch.logspace(-12, 34.5, 40001)
     found = torch.compile(lambda x: log1p(x), fullgraph=True)(x)
     expected = x.double().log1p()
-    assert ((found - expected) / expected).abs().max() < 2.5e-7
-    # Where 1 + x has lost its digits, right + m has them.
-    right = torch.logspace(-30, -2, 101)
-    found = torch.compile(lambda x, right: log1p(x, right, 1e-6), fullgraph=True)(right + 1e-6 - 1, right)
-    expected = (right.double() + 1e-6).log()
     assert ((found - expected) / expected).abs().max() < 2.5e-7
 
 
