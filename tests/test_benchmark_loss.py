@@ -23,7 +23,11 @@ def test_the_table_has_every_loss_and_a_peer_from_a_file(tmp_path):
         cells[0]: cells[1:] for cells in re.findall(r'^\| (.+?) \| ([\d.]+) \| ([\d.]+) \|', done.stdout, re.MULTILINE)
     }
     assert rows['BCE'] == ('1.00', '1.00') and '64 x 10, float32' in done.stdout
-    names = {f'ASL, {name}{kind}' for name in ('fused', 'single operations') for kind in ('', ', indices', ', watched')}
+    names = {
+        f'ASL, {name}{kind}'
+        for name in ('fused', 'single operations')
+        for kind in ('', ', indices', ', watched', ', adaptive')
+    }
     assert rows.keys() - INSTALLED == names | {'BCE', 'BCE, ms', 'mmdet FocalLoss', 'twice'}
     assert all(float(ratio) > 0 for ratio in rows['twice'])
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 # exp of it is a number of float32. Beyond it, probabilities are 0 and 1 to rounding, and -log(right) is s.
 LARGEST_LOGIT = 80.0
+LOG_2, LOG2_E = 0.6931471805599453, 1.4426950408889634
 
 
 def positive_term(logits: Tensor, gamma_pos: float, detach_focusing: bool = False) -> tuple[Tensor, Tensor]:
@@ -96,19 +97,13 @@ def exp(x: Tensor) -> Tensor:
     In a kernel for a CPU, float32 goes by the power of 2 next to the value and a polynomial, within 2e-7 of the value,
     and is 0 below 1e-38: torch's exp is a function that is called for every eight or sixteen numbers.
     """
-    if x.dtype != torch.float32 or not x.is_cpu or not torch.compiler.is_compiling():
+    if not (_in_kernel(x) and x.is_cpu):
         return torch.exp(x)
     x = torch.clamp_min(x, -88)
-    exponent = torch.round(x * 1.4426950408889634)
+    exponent = torch.round(x * LOG2_E)
     # log(2) in two parts, of which the first is exact when multiplied.
     r = x - exponent * 0.693145751953125 - exponent * 1.428606765330187e-06
-    # exp(r) = 1 + r + r^2 P(r), with P fitted on [-log(2) / 2, log(2) / 2] for the smallest relative error, 3e-9.
-    series = 0.0013814611 * r + 0.00836871
-    series = series * r + 0.041668389
-    series = series * r + 0.16666521
-    series = series * r + 0.49999994
-    power_of_2 = ((exponent.to(torch.int32) + 127) << 23).view(torch.float32)
-    return (series * (r * r) + r + 1) * power_of_2
+    return _exp_near_0(r) * _power_of_2(exponent)
 
 
 def log1p(x: Tensor) -> Tensor:
@@ -117,12 +112,71 @@ def log1p(x: Tensor) -> Tensor:
     In a kernel, float32 goes by halving 1 + x into [3/4, 3/2) and a polynomial there, within 2.5e-7 of the value:
     torch's log1p, exact to half of that, takes more than half of the kernel's time.
     """
-    if x.dtype != torch.float32 or not torch.compiler.is_compiling():
+    if not _in_kernel(x):
         return torch.log1p(x)
-    bits = (1 + x).view(torch.int32)
+    exponent, r = _split(1 + x)
+    return _log1p_near_0(torch.where(exponent == 0, x, r)) + exponent.to(torch.float32) * LOG_2
+
+
+def power(x: Tensor, exponent: float | Tensor) -> Tensor | float:
+    """x ** exponent for x from 0 to 1, and exponents of 0 or more.
+
+    By multiplications for whole exponents up to 16, which torch does itself for 2 and 3. In a kernel for a CPU, other
+    powers of float32 go by logarithm and exponential, within 3e-7 of the value, and 1.5e-7 more for each power of e
+    that it lies below 1, and an ``x`` below 1e-38 counts as that: with torch's pow a kernel takes twice as long.
+    """
+    if not torch.is_tensor(exponent) and exponent == int(exponent) and exponent <= 16:
+        return _whole_power(x, int(exponent))
+    if not (_in_kernel(x) and x.is_cpu):
+        return x**exponent
+    power_of_2, r = _split(x)
+    # The larger part of the result's logarithm to base 2 gives up its whole number before it meets the smaller.
+    large = exponent * power_of_2.to(torch.float32)
+    whole = torch.round(large)
+    rest = large - whole + exponent * (_log1p_near_0(r) * LOG2_E)
+    more = torch.round(rest)
+    return _exp_near_0((rest - more) * LOG_2) * _power_of_2(torch.clamp_min(whole + more, -127))
+
+
+def _whole_power(x: Tensor, exponent: int) -> Tensor | float:
+    if exponent in (2, 3):
+        return x**exponent
+    result, square = 1.0, x
+    while exponent:
+        if exponent % 2:
+            result = square if isinstance(result, float) else result * square
+        exponent //= 2
+        square = square * square if exponent else square
+    return result
+
+
+def _in_kernel(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and torch.compiler.is_compiling()
+
+
+def _split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Exponent, int32, and r, from -1/4 to 1/2, of x = 2^exponent (1 + r)."""
+    bits = x.view(torch.int32)
     exponent = (bits - 0x3F400000) >> 23
-    r = torch.where(exponent == 0, x, (bits - (exponent << 23)).view(torch.float32) - 1)
-    # log1p(r) = r - r^2 / 2 + r^3 P(r), with P fitted on [-1/4, 1/2] for the smallest relative error of log1p, 4e-8.
+    return exponent, (bits - (exponent << 23)).view(torch.float32) - 1
+
+
+def _power_of_2(exponent: Tensor) -> Tensor:
+    """2 ** exponent for whole numbers from -126; 0 for -127."""
+    return ((exponent.to(torch.int32) + 127) << 23).view(torch.float32)
+
+
+def _exp_near_0(r: Tensor) -> Tensor:
+    """exp(r) = 1 + r + r^2 P(r), P fitted on [-log(2) / 2, log(2) / 2] for the smallest relative error, 3e-9."""
+    series = 0.0013814611 * r + 0.00836871
+    series = series * r + 0.041668389
+    series = series * r + 0.16666521
+    series = series * r + 0.49999994
+    return series * (r * r) + r + 1
+
+
+def _log1p_near_0(r: Tensor) -> Tensor:
+    """log(1 + r) = r - r^2 / 2 + r^3 P(r), P fitted on [-1/4, 1/2] for the smallest relative error, 4e-8."""
     series = 0.055597178 * r - 0.12114131
     series = series * r + 0.14904441
     series = series * r - 0.16788818
@@ -130,7 +184,7 @@ def log1p(x: Tensor) -> Tensor:
     series = series * r - 0.24996361
     series = series * r + 0.33333471
     series = series * r - 0.5
-    return (series * (r * r) + r) + exponent.to(torch.float32) * 0.6931471805599453
+    return series * (r * r) + r
 
 
 def focal(
@@ -179,19 +233,6 @@ def focal_with_margin(
 
 def is_zero(value: float | Tensor) -> bool:
     return not torch.is_tensor(value) and value == 0
-
-
-def power(x: Tensor, exponent: float | Tensor) -> Tensor | float:
-    """x ** exponent, by multiplications for whole exponents up to 16, which torch does itself for 2 and 3."""
-    if torch.is_tensor(exponent) or exponent in (2, 3) or not (exponent == int(exponent) and exponent <= 16):
-        return x**exponent
-    result, square, left = 1.0, x, int(exponent)
-    while left:
-        if left % 2:
-            result = square if isinstance(result, float) else result * square
-        left //= 2
-        square = square * square if left else square
-    return result
 
 
 class Setting(NamedTuple):

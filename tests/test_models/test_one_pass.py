@@ -16,7 +16,7 @@ from asl_mmdet import AsymmetricLoss
 from asl_mmdet.models import fused_pass as module
 from asl_mmdet.models.asymmetric_loss import ProbabilityStatistics, asymmetric_loss
 from asl_mmdet.models.eager_pass import eager_pass
-from asl_mmdet.models.one_pass import LARGEST_LOGIT, Setting, exp, log1p, one_pass
+from asl_mmdet.models.one_pass import LARGEST_LOGIT, Setting, exp, log1p, one_pass, power
 from tests.conftest import ROOT, run_tool
 from tests.test_models.test_asymmetric_loss import case, gamma, value_and_grad
 
@@ -525,6 +525,18 @@ def test_the_exponential_of_the_kernel_is_exact_to_few_roundings():
     assert ((compiled(x) - expected) / expected).abs().max() < 2e-7
     assert compiled(torch.tensor([-88.0, -104.0, -1e4, -1e30, -3e38] * 8)).tolist() == [0.0] * 40
     assert compiled(torch.zeros(40)).tolist() == [1.0] * 40
+
+
+def test_powers_of_the_kernel_are_exact_to_few_roundings():
+    compiled = torch.compile(lambda x, exponent: power(x, exponent), fullgraph=True)
+    x = torch.cat([torch.logspace(-37.9, 0, 40001), 1 - torch.logspace(-7, -0.1, 20001)])
+    for exponent in (0.1, 0.5, 1.0, 1.7, 3.3, 4.0, 7.7, 20.3):
+        exponent = torch.tensor(exponent)
+        expected = x.double() ** exponent.double()
+        inexact = (compiled(x, exponent) - expected).abs() / expected / (3e-7 - 1.5e-7 * expected.log())
+        assert inexact[expected > 1.2e-38].max() < 1
+    assert compiled(torch.tensor([0.0, 1.0] * 16), torch.tensor(2.5)).tolist() == [0.0, 1.0] * 16
+    assert compiled(torch.rand(32), torch.tensor(0.0)).tolist() == [1.0] * 32
 
 
 def test_a_kernel_does_not_depend_on_the_batch_that_came_first():

@@ -79,7 +79,8 @@ def contestants(
 ) -> dict[str, Callable[[], Tensor]]:
     """What is timed, by name: functions that return a loss to run backward from.
 
-    ``indices`` are class indices instead of labels, ``watched`` gathers what ProbabilityGapHook logs.
+    ``indices`` are class indices instead of labels, ``watched`` gathers what ProbabilityGapHook logs, and in
+    ``adaptive`` gamma_neg is a tensor, as AdaptiveAsymmetryHook makes it.
     """
     rows = len(logits)
     found = {
@@ -93,6 +94,9 @@ def contestants(
         watched = AsymmetricLoss(fused=fused)
         watched.observe(ProbabilityStatistics())
         found[f'ASL, {name}, watched'] = lambda loss=watched: loss(logits, labels, avg_factor=rows)
+        adaptive = AsymmetricLoss(fused=fused)
+        adaptive.make_adaptive('gamma_neg', (), logits.device)
+        found[f'ASL, {name}, adaptive'] = lambda loss=adaptive: loss(logits, labels, avg_factor=rows)
     for name, peer in peers:
         found[name] = lambda peer=peer: peer(logits, labels)
     return found
