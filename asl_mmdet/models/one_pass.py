@@ -97,7 +97,7 @@ def exp(x: Tensor) -> Tensor:
     In a kernel for a CPU, float32 goes by the power of 2 next to the value and a polynomial, within 2e-7 of the value,
     and is 0 below 1e-38: torch's exp is a function that is called for every eight or sixteen numbers.
     """
-    if not (_in_kernel(x) and x.is_cpu):
+    if not _in_kernel_of_cpu(x):
         return torch.exp(x)
     x = torch.clamp_min(x, -88)
     exponent = torch.round(x * LOG2_E)
@@ -127,7 +127,7 @@ def power(x: Tensor, exponent: float | Tensor) -> Tensor | float:
     """
     if not torch.is_tensor(exponent) and exponent == int(exponent) and exponent <= 16:
         return _whole_power(x, int(exponent))
-    if not (_in_kernel(x) and x.is_cpu):
+    if not _in_kernel_of_cpu(x):
         return x**exponent
     power_of_2, r = _split(x)
     # The larger part of the result's logarithm to base 2 gives up its whole number before it meets the smaller.
@@ -152,6 +152,10 @@ def _whole_power(x: Tensor, exponent: int) -> Tensor | float:
 
 def _in_kernel(x: Tensor) -> bool:
     return x.dtype == torch.float32 and torch.compiler.is_compiling()
+
+
+def _in_kernel_of_cpu(x: Tensor) -> bool:
+    return x.is_cpu and _in_kernel(x)
 
 
 def _split(x: Tensor) -> tuple[Tensor, Tensor]:

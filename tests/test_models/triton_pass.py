@@ -81,7 +81,7 @@ def main():
     AsyncCompile.triton = load
     for kind in ('pointwise', 'reduction', 'persistent_reduction'):
         setattr(triton_heuristics, kind, interpreted)
-    one_pass.exp = torch.exp  # as on a GPU
+    one_pass._in_kernel_of_cpu = lambda x: False
     fused_pass.EXAMPLE = (32, 48)  # the interpreter takes its time
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(ROWS, CLASSES, generator=generator)
