@@ -88,6 +88,10 @@ def test_logits_that_are_no_numbers_are_not_hidden(value, hard):
     for target in (torch.zeros(1, 2), torch.ones(1, 2), -torch.ones(1, 2)):
         outcome = one_pass(ASL._replace(hard=hard), logits, target, None, torch.tensor(1.0), None, None, None)
         assert outcome.loss.isnan() and outcome.grad[0, 0].isnan() and outcome.grad[0, 1].isfinite()
+        # The kernel makes numbers of NaN's bits.
+        many, labels = logits.repeat(20, 20), target.repeat(20, 20)
+        outcome = module.fused_pass(ASL, many, labels, None, torch.tensor(1.0), None, None, None)
+        assert outcome.loss.isnan() and outcome.grad[:, ::2].isnan().all() and outcome.grad[:, 1::2].isfinite().all()
 
 
 def test_odd_labels_are_poisonous():
