@@ -7,7 +7,8 @@ import pickle
 import pickletools
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlparse
@@ -17,9 +18,11 @@ import torch
 from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import get_file_backend
 from mmengine.logging import HistoryBuffer, print_log
+from mmengine.model import is_model_wrapper
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
+from torch import nn
 
 TRUST = 'ASL_TRUST_CHECKPOINTS'
 
@@ -51,6 +54,48 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 
         return _read_safetensors(path, map_location)
 
     return _read_pickle(path, path, map_location)
+
+
+def load_all_weights(model: nn.Module, content: Mapping, path: str | Path) -> None:
+    """Load the content of the checkpoint ``path`` into a model, of which nothing may keep its random initial values.
+
+    What the checkpoint has beyond the model is left out.
+
+    Raises:
+        CheckpointError: Parameters of the model, or statistics of its BN, are missing or of another shape.
+    """
+    model = model.module if is_model_wrapper(model) else model
+    state, own = content.get('state_dict', content), model.state_dict()
+    fitting = OrderedDict((key.removeprefix('module.'), value) for key, value in state.items())
+    for key in own.keys() & fitting.keys():
+        if own[key].shape != fitting[key].shape:
+            del fitting[key]
+    # By which parts of a model know what they were called in earlier versions.
+    fitting._metadata = getattr(state, '_metadata', OrderedDict())
+    absent = model.load_state_dict(fitting, strict=False).missing_keys
+    parameters = {name for name, _ in model.named_parameters()}
+    lost = [key for key in absent if key in parameters or key.endswith(('running_mean', 'running_var'))]
+    if lost:
+        raise CheckpointError(
+            f"'{path}' does not fit the model of the config: {len(lost)} tensors are missing or of another shape, "
+            f'{lost[0]} among them'
+        )
+
+
+def check_classes(content: Mapping, classes: Sequence[str], path: str | Path) -> None:
+    """Refuse the content of the checkpoint ``path`` where it numbers the classes of a data set in another order.
+
+    Raises:
+        CheckpointError: The checkpoint names the same classes in another order.
+    """
+    trained = content.get('meta', {}).get('dataset_meta', {}).get('classes') or ()
+    if sorted(trained) == sorted(classes) and tuple(trained) != tuple(classes):
+        place = next(i for i, (one, other) in enumerate(zip(trained, classes)) if one != other)
+        raise CheckpointError(
+            f"'{path}' was trained with the same classes in another order: class {place} is {trained[place]!r} there "
+            f'and {classes[place]!r} in the data set. Give the data set metainfo=dict(classes=...) in the order of the '
+            'checkpoint'
+        )
 
 
 def _read_pickle(file: Path | BinaryIO, name: str | Path, map_location: str | torch.device | None) -> dict:

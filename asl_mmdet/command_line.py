@@ -1,4 +1,4 @@
-"""The part of the command line that tools/train.py and tools/test.py share; options are those of mmdet's tools."""
+"""What the command lines of the tools share; options are those of mmdet's tools."""
 
 import argparse
 import errno
@@ -48,6 +48,16 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by some launchers')
+
+
+def present_device(text: str) -> str:
+    """As the ``type`` of an argument that names a device."""
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        # torch built without CUDA asserts.
+        raise argparse.ArgumentTypeError(f'{text}: {str(error).splitlines()[0]}') from None
+    return text
 
 
 def load_config(args: argparse.Namespace) -> Config:

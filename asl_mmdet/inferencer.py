@@ -18,7 +18,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from .checkpoint import read_checkpoint
+from .checkpoint import load_all_weights, read_checkpoint
 from .structures import MultiLabelDataSample
 from .visualization import MultiLabelVisualizer
 
@@ -263,12 +263,7 @@ def trained_model(config: Config, checkpoint: str | Path) -> nn.Module:
     head = next((name for name in ('head', 'bbox_head') if hasattr(model, name)), None)
     if head is None:
         raise ValueError(f'model.type={config.model.type} is neither an ImageClassifier nor a dense detector')
-    missing = _load(model, content.get('state_dict', content))
-    if missing:
-        raise ValueError(
-            f"'{checkpoint}' does not fit the model of the config: {len(missing)} tensors are missing or "
-            f'of another shape, {missing[0]} among them'
-        )
+    load_all_weights(model, content, checkpoint)
     num_classes = getattr(model, head).num_classes
     meta = content.get('meta', {}).get('dataset_meta', {})
     classes = meta.get('classes') or config.test_dataloader.dataset.get('metainfo', {}).get('classes')
@@ -285,13 +280,3 @@ def trained_model(config: Config, checkpoint: str | Path) -> nn.Module:
         )
     model.dataset_meta = dict(meta, classes=tuple(classes))
     return model.eval()
-
-
-def _load(model: nn.Module, state: dict) -> list[str]:
-    """Load what fits, and name what the model has and the state lacks."""
-    state = {key.removeprefix('module.'): value for key, value in state.items()}
-    own = model.state_dict()
-    missing = [key for key, value in own.items() if key not in state or state[key].shape != value.shape]
-    if not missing:
-        model.load_state_dict({key: state[key] for key in own})
-    return missing

@@ -48,6 +48,12 @@ def test_a_perfect_and_the_worst_ranking(tool):
     assert worst['average precision'] == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_figure_that_seeds_do_not_define_is_no_number(tool):
+    assert tool.spread([1.0, 2.0]) == '1.5 ± 0.71'
+    assert tool.spread([1.0, np.nan, 2.0]) == '1.5 ± 0.71 (2 of 3 seeds)'
+    assert tool.spread([np.nan]) == 'undefined'
+
+
 def test_hidden_positives_are_those_of_the_file(tool, shapes, tmp_path):
     init_default_scope('mmdet')
     cfg = Config.fromfile(CONFIG)

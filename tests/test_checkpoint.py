@@ -15,7 +15,7 @@ from mmengine.optim import OneCycleLR
 from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
-from asl_mmdet.checkpoint import TRUST, CheckpointError, read_checkpoint
+from asl_mmdet.checkpoint import TRUST, CheckpointError, check_classes, load_all_weights, read_checkpoint
 
 
 class Line(BaseModel):
@@ -265,3 +265,49 @@ def test_the_owner_of_one_cycles_functions_gives_nothing_else(tmp_path):
     torch.save(_Getattr(OneCycleParamScheduler, 'build_iter_from_epoch'), tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match='getattr.*build_iter_from_epoch.*which is refused'):
         read_checkpoint(tmp_path / 'a.pth')
+
+
+def network():
+    return nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+
+
+def test_all_weights_are_loaded_and_what_is_more_is_left():
+    source, model = network(), network()
+    source[1].running_mean.fill_(3)
+    state = {f'module.{key}': value for key, value in source.state_dict().items()}
+    for content in (dict(state_dict=state | {'module.head.weight': torch.ones(1)}), source.state_dict()):
+        load_all_weights(model, content, 'a.pth')
+        for key, value in source.state_dict().items():
+            assert torch.equal(model.state_dict()[key], value)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda state: state.pop('0.bias'), '1 tensors are missing or of another shape, 0.bias among them'),
+        (lambda state: state.pop('1.running_var'), '1 tensors .* 1.running_var'),
+        (lambda state: state.update({'0.weight': torch.ones(3, 1, 1, 1)}), '1 tensors .* 0.weight'),
+        (lambda state: state.clear(), '6 tensors'),
+    ],
+)
+def test_a_weight_that_would_stay_random_is_named(change, message):
+    state = network().state_dict()
+    change(state)
+    with pytest.raises(CheckpointError, match=f"'a.pth' does not fit the model of the config: {message}"):
+        load_all_weights(network(), dict(state_dict=state), 'a.pth')
+
+
+def test_a_count_of_batches_is_no_weight():
+    state = network().state_dict()
+    del state['1.num_batches_tracked']
+    load_all_weights(network(), state, 'a.pth')
+
+
+def test_the_order_of_classes_is_that_of_the_data_set():
+    def of(*classes):
+        return dict(meta=dict(dataset_meta=dict(classes=classes)))
+
+    for content in (dict(), of('cat', 'dog'), of('Katze', 'Hund'), of('cat')):
+        check_classes(content, ['cat', 'dog'], 'a.pth')
+    with pytest.raises(CheckpointError, match=r"'a.pth' .* class 1 is 'ox' there and 'dog' in the data set"):
+        check_classes(of('cat', 'ox', 'dog'), ('cat', 'dog', 'ox'), 'a.pth')

@@ -419,7 +419,37 @@ def test_a_stock_config_needs_two_lines_and_no_tool_of_ours(shapes, tmp_path):
     assert (tmp_path / 'run/epoch_1.pth').exists()
 
 
+@pytest.mark.parametrize('tool', ['tools/test.py', 'tools/infer.py'])
+def test_weights_of_another_model_are_refused(tool, trained, shapes, tmp_path):
+    work_dir, _ = trained
+    files = [CONFIG, work_dir / f'epoch_{EPOCHS}.pth']
+    wider = 'model.bbox_head.num_classes=9'
+    if tool == 'tools/test.py':
+        done = run_tool(tool, *files, '--work-dir', tmp_path, *on(shapes, wider))
+    else:
+        done = run_tool(tool, next((shapes / 'val').iterdir()), *files, '--cfg-options', wider)
+    assert done.returncode == 1 and 'Traceback' not in done.stdout
+    assert 'does not fit the model of the config: 2 tensors are missing or of another shape, bbox_head' in done.stdout
+
+
+def test_classes_in_another_order_are_refused(trained_classifier, shapes, tmp_path):
+    work_dir, _ = trained_classifier
+    checkpoint = torch.load(work_dir / f'epoch_{EPOCHS}.pth', weights_only=False)
+    classes = checkpoint['meta']['dataset_meta']['classes']
+    checkpoint['meta']['dataset_meta']['classes'] = (classes[1], classes[0], *classes[2:])
+    torch.save(checkpoint, tmp_path / 'other.pth')
+    done = run_tool('tools/test.py', CLASSIFIER, tmp_path / 'other.pth', '--work-dir', tmp_path, *classifier_on(shapes))
+    assert done.returncode == 1 and 'Traceback' not in done.stdout
+    assert f"in another order: class 0 is '{classes[1]}' there and '{classes[0]}' in the data set" in done.stdout
+
+
 def test_wrong_calls_say_what_is_wrong(tmp_path):
+    done = run_tool('tools/train.py', CONFIG, '--cfg-options', f'load_from={tmp_path}/none.pth')
+    assert done.returncode == 1 and f'no checkpoint file {tmp_path}/none.pth' in done.stdout
+    done = run_tool('tools/train.py', CONFIG, '--resume', tmp_path / 'none.pth')
+    assert done.returncode == 1 and f'no checkpoint file {tmp_path}/none.pth' in done.stdout
+    done = run_tool('tools/infer.py', tmp_path, CONFIG, 'none.pth', '--device', 'cuda:77')
+    assert done.returncode == 2 and 'argument --device: cuda:77: ' in done.stdout
     done = run_tool('tools/test.py', CONFIG, tmp_path / 'none.pth')
     assert done.returncode == 2 and f'no checkpoint file {tmp_path}/none.pth' in done.stdout
     done = run_tool('tools/train.py', CONFIG, '--amp', env=dict(CUDA_VISIBLE_DEVICES=''))

@@ -11,6 +11,8 @@ from mmdet.apis import DetInferencer
 from mmdet.registry import MODELS
 from mmengine.config import Config, DictAction
 
+from asl_mmdet.checkpoint import load_all_weights, read_checkpoint
+from asl_mmdet.command_line import present_device
 from asl_mmdet.datasets import AnnotationError, LoadNamedImage
 from asl_mmdet.fast_inference import fast_inference
 from asl_mmdet.inferencer import OBJECT_SCORE_THR, MultiLabelInferencer, image_files
@@ -34,7 +36,7 @@ def main() -> None:
     )
     parser.add_argument('--all-scores', action='store_true', help='classifiers, JSON: probabilities of all classes')
     parser.add_argument('--batch-size', type=int, default=1)
-    parser.add_argument('--device', help='such as cuda:1 (default: a GPU where there is one)')
+    parser.add_argument('--device', type=present_device, help='such as cuda:1 (default: a GPU where there is one)')
     parser.add_argument(
         '--fast',
         action='store_true',
@@ -98,6 +100,8 @@ def classify(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[l
 def detect(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[list[dict], list[str]]:
     threshold = OBJECT_SCORE_THR if args.score_thr is None else args.score_thr
     inferencer = DetInferencer(cfg, args.checkpoint, args.device, show_progress=False)
+    # mmengine only logs what it has not found.
+    load_all_weights(inferencer.model, read_checkpoint(args.checkpoint), args.checkpoint)
     if args.fast:
         fast_inference(inferencer.model, compile=True)
     classes = inferencer.model.dataset_meta['classes']

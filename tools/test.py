@@ -9,6 +9,7 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 
+from asl_mmdet.checkpoint import check_classes, load_all_weights, read_checkpoint
 from asl_mmdet.command_line import add_config_arguments, build_runner, exit_on_known_faults, load_config
 from asl_mmdet.hooks import FastInferenceHook
 from asl_mmdet.report import report_metric, write_report
@@ -49,6 +50,10 @@ def main() -> None:
             parser.error(f'--report {args.report}: {error}')
     with exit_on_known_faults():
         runner = build_runner(cfg, 'test')
+        content = read_checkpoint(args.checkpoint)
+        load_all_weights(runner.model, content, args.checkpoint)
+        if runner.test_loop is not None:  # Runner.test says what is missing
+            check_classes(content, runner.test_loop.dataloader.dataset.metainfo.get('classes', ()), args.checkpoint)
         if args.out:
             runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(args.out)))
         if args.fast:

@@ -60,6 +60,8 @@ def main() -> None:
         begun = any(path.suffix == '.pth' or path.name == 'last_checkpoint' for path in Path(cfg.work_dir).glob('*'))
         if begun or not cfg.get('load_from'):
             cfg.resume, cfg.load_from = True, None
+    if cfg.get('load_from') and '://' not in cfg.load_from and not Path(cfg.load_from).is_file():
+        sys.exit(f'no checkpoint file {cfg.load_from}')
     if args.check:
         try:
             print('\n'.join(dry_run(cfg)), '\nfit to be trained', sep='')

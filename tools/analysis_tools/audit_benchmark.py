@@ -187,8 +187,13 @@ def report(measured: Sequence[dict[str, dict[str, float]]]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
-    return f'{np.mean(values):.4g} ± {deviation:.2g}'
+    """Mean ± deviation of the numbers among them; NaN is what a seed does not define."""
+    numbers = [value for value in values if not np.isnan(value)]
+    if not numbers:
+        return 'undefined'
+    deviation = np.std(numbers, ddof=1) if len(numbers) > 1 else 0.0
+    of = f' ({len(numbers)} of {len(values)} seeds)' if len(numbers) < len(values) else ''
+    return f'{np.mean(numbers):.4g} ± {deviation:.2g}{of}'
 
 
 if __name__ == '__main__':

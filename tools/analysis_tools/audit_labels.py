@@ -28,7 +28,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from asl_mmdet.checkpoint import read_checkpoint
-from asl_mmdet.command_line import exit_on_known_faults
+from asl_mmdet.command_line import exit_on_known_faults, present_device
 from asl_mmdet.datasets import AnnotationError, MultiLabelDataset
 from asl_mmdet.datasets.corrections import read_corrections
 from asl_mmdet.inferencer import MultiLabelInferencer
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument(
         '--page-limit', type=int, default=1000, help='suspects of each kind on the page (default: %(default)s)'
     )
-    parser.add_argument('--device', help='such as cuda:1 (default: a GPU where there is one)')
+    parser.add_argument('--device', type=present_device, help='such as cuda:1 (default: a GPU where there is one)')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings of the config'
     )

@@ -22,6 +22,7 @@ from timm_tresnet import import_timm_tresnet
 from torch import Tensor, nn
 
 from asl_mmdet import TResNet
+from asl_mmdet.command_line import present_device
 from asl_mmdet.fast_inference import fast_inference
 
 OURS, TIMM = 'TResNet', 'timm TResNet'
@@ -125,7 +126,7 @@ def main() -> None:
     parser.add_argument('--width', type=float, default=1.0)
     parser.add_argument('--peer', type=load_peer, action='append', default=[], metavar='NAME=FILE.py:CLASS')
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device', type=present_device, default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

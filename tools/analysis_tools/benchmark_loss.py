@@ -22,6 +22,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from asl_mmdet import AsymmetricLoss
+from asl_mmdet.command_line import present_device
 from asl_mmdet.models.asymmetric_loss import ProbabilityStatistics
 
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
@@ -183,7 +184,7 @@ def main() -> None:
     parser.add_argument('--growth-rows', type=int, nargs='+', action=Sizes, default=[128, 1000, 8000, 44000, 200000])
     parser.add_argument('--growth-classes', type=int, nargs='+', action=Sizes, default=[80, 400, 2000, 9605, 32093])
     parser.add_argument('--rounds', type=int, default=31)
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device', type=present_device, default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     args.peer = installed_peers() + args.peer
