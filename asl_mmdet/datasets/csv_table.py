@@ -104,6 +104,7 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         return islice(csv_rows(self.ann_file, self.delimiter), int(self.header), None)
 
     def _first_rows(self):
+        self._check_first_line()
         rows = [[cell.strip() for cell in cells] for _, cells in islice(csv_rows(self.ann_file, self.delimiter), 2)]
         if len(rows) < (2 if self.header else 1):
             raise AnnotationError(f'{self.ann_file} has no rows of data')
@@ -120,6 +121,18 @@ class CSVMultiLabelDataset(MultiLabelDataset):
                 f'one column only, {quoted(header[0])}', "delimiter=';' or whatever stands between the columns"
             )
         return header, first
+
+    def _check_first_line(self):
+        """Refuses what is no table of this delimiter, which as one might seem to have broken rows."""
+        with open(self.ann_file, encoding='utf-8-sig', errors='replace') as file:
+            line = file.readline().strip()
+        if line.startswith(('{', '[')):
+            raise AnnotationError(
+                f"{self.ann_file} looks like JSON; here a CSV is wanted. CocoMultiLabelDataset reads COCO's annotations"
+            )
+        other = next((mark for mark in SEPARATORS if mark in line), None)
+        if other and self.delimiter not in line:
+            self._refuse(f'line 1 holds {other!r}, but no {self.delimiter!r}', f'delimiter={other!r}')
 
     def _image_column(self, header):
         if self.image_column is not None or not self.header:

@@ -136,7 +136,9 @@ def test_space_is_decided_by_the_classes(read):
         ('a.jpg,dog\nb.jpg,dog\n', None, "line 1 names a picture, 'a.jpg'.*header=False"),
         ('picture,labels\na.jpg,dog\n', None, 'no column of .* is called image, .*image_column='),
         ('image,filename,labels\na.jpg,b.jpg,dog\n', None, 'more than one column .*image_column='),
-        ('image;labels\na.jpg;dog\n', None, "one column only, 'image;labels'. Decide with delimiter="),
+        ('image\na.jpg\n', None, "one column only, 'image'. Decide with delimiter="),
+        ('image;labels\na.jpg;dog,cat\n', None, "line 1 holds ';', but no ','. Decide with delimiter=';'"),
+        ('image\tlabels\na.jpg\tdog;cat\n', None, r"line 1 holds '\\t', but no ','. Decide with delimiter='\\t'"),
         ("image,labels\na.jpg,\"['dog', 'tree']\"\n", None, 'line 2: .*looks like a Python list'),
         ('image,dog,dog\na.jpg,1,0\n', None, 'names a column twice'),
     ],
@@ -144,6 +146,12 @@ def test_space_is_decided_by_the_classes(read):
 def test_ambiguous_tables_are_refused_with_the_options_that_decide(read, text, classes, way_out):
     with pytest.raises(AnnotationError, match=f'table.csv: .*{way_out}'):
         read(text, classes=classes)
+
+
+def test_json_is_no_table(read):
+    for text in ('[{"image": "a.jpg", "labels": ["dog"]}]', '{"images": [], "annotations": []}'):
+        with pytest.raises(AnnotationError, match='table.csv looks like JSON; here a CSV is wanted. CocoMultiLabelDat'):
+            read(text)
 
 
 def test_options_decide(read):
