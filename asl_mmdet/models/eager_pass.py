@@ -1,7 +1,5 @@
 """``one_pass`` as single operations, for where there is no compiler, and for small batches."""
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -60,7 +58,7 @@ def _block(
 
     labels, known = found
     s = torch.addcmul(z, z, labels, value=-2)
-    loss, grad, right = hard_terms(setting, s, functools.partial(_choose, labels), gamma_neg, clip, bounded=True)
+    loss, grad, right = hard_terms(setting, s, labels, gamma_neg, clip, bounded=True)
     if known is not None:
         weight = known if weight is None else weight * known
     if weight is not None:
@@ -70,11 +68,6 @@ def _block(
         positives = labels * counted
         sums = add_counts(sums, (right * positives, positives, right * counted, counted))
     return loss, grad, sums
-
-
-def _choose(labels: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """As torch.where, which takes several times as long."""
-    return torch.lerp(negative, positive, labels, out=positive)
 
 
 def _hard_labels(targets: Tensor, z: Tensor, ignore_index: int) -> tuple[Tensor, Tensor | None] | None:

@@ -7,7 +7,6 @@ these, equations 4, 7 and 8 are the same for both kinds of labels but for the ma
 eps, they stay finite where autograd of ``pow`` and ``log`` does not.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,6 +17,26 @@ from torch import Tensor
 # exp of it is a number of float32. Beyond it, probabilities are 0 and 1 to rounding, and -log(right) is s.
 LARGEST_LOGIT = 80.0
 LOG_2, LOG2_E = 0.6931471805599453, 1.4426950408889634
+
+
+class Setting(NamedTuple):
+    """What does not change from call to call; a kernel is compiled for each.
+
+    Fields:
+        gamma_neg, clip: None where they come as tensors with every call.
+        hard: the labels are 0, 1 or unknown, so that one logarithm serves both terms.
+        by_rows: add up each row by itself. Only so does torch.compile make one kernel of many programs of it for a GPU:
+            one sum of all it leaves to a single program, or reads everything once more for it.
+    """
+
+    gamma_pos: float
+    gamma_neg: float | None
+    clip: float | None
+    alpha: float | None
+    ignore_index: int
+    detach_focusing: bool
+    hard: bool
+    by_rows: bool = False
 
 
 def positive_term(logits: Tensor, gamma_pos: float, detach_focusing: bool = False) -> tuple[Tensor, Tensor]:
@@ -31,9 +50,8 @@ def positive_term(logits: Tensor, gamma_pos: float, detach_focusing: bool = Fals
     Returns:
         loss (not negative) and dloss/dz (not positive), both of the shape of ``logits``.
     """
-    odds, right, wrong, excess = _answer(-logits)
-    loss, slope = focal(right, wrong, log1p(odds) + excess, gamma_pos, detach_focusing)
-    return loss, -slope
+    setting = Setting(gamma_pos, 0.0, 0.0, None, -1, detach_focusing, hard=True)
+    return hard_terms(setting, -logits, torch.ones_like(logits), None, None)[:2]
 
 
 def negative_term(
@@ -51,54 +69,95 @@ def negative_term(
     Returns:
         loss and dloss/dz (both not negative), of the shape of ``logits``.
     """
-    odds, right, wrong, excess = _answer(logits)
-    if is_zero(clip):
-        return focal(right, wrong, log1p(odds) + excess, gamma_neg, detach_focusing)
-    p_m, odds = shifted(right, wrong, clip)
-    cross_entropy = log1p(odds)
-    if torch.is_tensor(clip):
-        cross_entropy = cross_entropy + torch.where(clip > 0, 0, excess)
-    return focal_with_margin(right, wrong, p_m, odds, cross_entropy, gamma_neg, detach_focusing)
+    setting = Setting(0.0, None, None, None, -1, detach_focusing, hard=True)
+    return hard_terms(setting, logits, torch.zeros_like(logits), gamma_neg, clip)[:2]
 
 
-class _Answer(NamedTuple):
-    """Fields: odds, which are wrong / right; right; wrong; excess, how far s lies above LARGEST_LOGIT, or None."""
+def hard_terms(
+    setting: Setting,
+    s: Tensor,
+    y: Tensor,
+    gamma_neg: float | Tensor | None,
+    clip: float | Tensor | None,
+    bounded: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Elements of eqs. 1, 2 and 7 where every label is 0 or 1, and their derivatives.
 
-    odds: Tensor
-    right: Tensor
-    wrong: Tensor
-    excess: Tensor | None
+    Nothing is chosen by the label: each of the two terms has a factor that is 0 where it does not hold.
 
+    Args:
+        s: any shape, float32 or float64; overwritten where ``bounded``.
+        y: labels, of the shape and dtype of ``s``.
+        gamma_neg, clip: numbers, or tensors broadcastable to ``s``, where the setting has None.
+        bounded: no ``s`` lies above LARGEST_LOGIT.
 
-def _answer(s: Tensor, bounded: bool = False) -> _Answer:
+    Returns:
+        loss, dloss/dz and ``right``, of the shape of ``s``.
+    """
+    gamma_pos, alpha, detach_focusing = setting.gamma_pos, setting.alpha, setting.detach_focusing
+    gamma_neg = setting.gamma_neg if gamma_neg is None else gamma_neg
+    clip = setting.clip if clip is None else clip
     excess = None
     if not bounded:
         s, unbounded = torch.clamp_max(s, LARGEST_LOGIT), s
         excess = unbounded - s
-    if not torch.compiler.is_compiling():
-        right, wrong = (-s).sigmoid_(), torch.sigmoid(s)
-        return _Answer(wrong / right, right, wrong, excess)
-    # In a kernel one exp serves them all.
     odds = exp(s)
-    right = torch.reciprocal(1 + odds)
-    return _Answer(odds, right, odds * right, excess)
+    right = (1 + odds).reciprocal_()
+    wrong = odds * right
+
+    positive = y if gamma_pos == 0 else y * power(wrong, gamma_pos)
+    if is_zero(clip):
+        log = log1p(odds) if excess is None else log1p(odds) + excess
+        negative = 1 - y
+        if not is_zero(gamma_neg):
+            negative *= power(wrong, gamma_neg)
+        focusing = positive + negative
+        grad = (negative - positive).mul_(wrong)
+        change = negative.mul_(gamma_neg)
+    else:
+        # Of a positive, nothing lies above its margin.
+        margin = y + clip
+        p_m = (wrong - margin).relu_()
+        # 1 - p_m is right + m above the margin, and does not matter below it.
+        odds_m = p_m / margin.add_(right)
+        log = log1p(odds.mul_(y).add_(odds_m))
+        if excess is not None:
+            log += excess * (torch.maximum(y, (clip == 0).to(y.dtype)) if torch.is_tensor(clip) else y)
+        below = _power_below(p_m, gamma_neg)
+        focusing = torch.addcmul(positive, below, p_m)
+        if torch.is_tensor(gamma_neg) and not detach_focusing:
+            odds_m += gamma_neg * log
+        elif not detach_focusing:
+            odds_m.add_(log, alpha=gamma_neg)
+        grad = odds_m.mul_(below).mul_(right).sub_(positive).mul_(wrong)
+        change = None
+    if not detach_focusing:
+        if gamma_pos > 0:
+            change = -gamma_pos * positive if change is None else change.sub_(positive, alpha=gamma_pos)
+        if change is not None:
+            grad.addcmul_(change, right * log)
+    loss = log.mul_(focusing)
+    if alpha is not None:
+        balance = alpha * y + (1 - alpha) * (1 - y)
+        loss, grad = loss * balance, grad * balance
+    return loss, grad, right
 
 
-def shifted(right: Tensor, wrong: Tensor, clip: float | Tensor) -> tuple[Tensor, Tensor]:
-    """p_m of eq. 5, and its odds p_m / (1 - p_m)."""
-    p_m = (wrong - clip).relu_()
-    # 1 - p_m is right + m above the margin, and does not matter below it.
-    return p_m, p_m / (right + clip)
+def _power_below(p_m: Tensor, gamma: float | Tensor) -> Tensor:
+    """p_m^(gamma - 1), and 0 where p_m is 0, also for a gamma of less than 1."""
+    if not torch.is_tensor(gamma) and gamma > 1 and gamma == int(gamma):
+        return power(p_m, gamma - 1)
+    return torch.where(p_m < torch.finfo(p_m.dtype).tiny, 0, power(p_m, gamma) / p_m)
 
 
 def exp(x: Tensor) -> Tensor:
-    """exp(x) for x up to 88.
+    """exp(x) for x up to 88, which is overwritten outside a kernel.
 
     In a kernel for a CPU, float32 goes by the power of 2 next to the value and a polynomial, within 2e-7 of the value,
     and is 0 below 1e-38: torch's exp is a function that is called for every eight or sixteen numbers.
     """
     if not _in_kernel_of_cpu(x):
-        return torch.exp(x)
+        return x.exp_()
     x = torch.clamp_min(x, -88)
     exponent = torch.round(x * LOG2_E)
     # log(2) in two parts, of which the first is exact when multiplied.
@@ -107,13 +166,13 @@ def exp(x: Tensor) -> Tensor:
 
 
 def log1p(x: Tensor) -> Tensor:
-    """log(1 + x) for x from 0 to 1e36.
+    """log(1 + x) for x from 0 to 1e36, which is overwritten outside a kernel.
 
     In a kernel, float32 goes by halving 1 + x into [3/4, 3/2) and a polynomial there, within 2.5e-7 of the value:
     torch's log1p, exact to half of that, takes more than half of the kernel's time.
     """
     if not _in_kernel(x):
-        return torch.log1p(x)
+        return x.log1p_()
     exponent, r = _split(1 + x)
     return _log1p_near_0(torch.where(exponent == 0, x, r)) + exponent.to(torch.float32) * LOG_2
 
@@ -121,9 +180,10 @@ def log1p(x: Tensor) -> Tensor:
 def power(x: Tensor, exponent: float | Tensor) -> Tensor | float:
     """x ** exponent for x from 0 to 1, and exponents of 0 or more.
 
-    By multiplications for whole exponents up to 16, which torch does itself for 2 and 3. In a kernel for a CPU, other
-    powers of float32 go by logarithm and exponential, within 3e-7 of the value, and 1.5e-7 more for each power of e
-    that it lies below 1, and an ``x`` below 1e-38 counts as that: with torch's pow a kernel takes twice as long.
+    By multiplications for whole exponents up to 16, which torch does itself for 2 and 3; 1 gives ``x`` itself. In a
+    kernel for a CPU, other powers of float32 go by logarithm and exponential, within 3e-7 of the value, and 1.5e-7 more
+    for each power of e that it lies below 1, and an ``x`` below 1e-38 counts as that: with torch's pow a kernel takes
+    twice as long.
     """
     if not torch.is_tensor(exponent) and exponent == int(exponent) and exponent <= 16:
         return _whole_power(x, int(exponent))
@@ -185,72 +245,8 @@ def _log1p_near_0(r: Tensor) -> Tensor:
     return (high * (r_2 * r_2) + low) * r_2 + r
 
 
-def focal(
-    right: Tensor, wrong: Tensor, cross_entropy: Tensor, gamma: float | Tensor, detach_focusing: bool
-) -> tuple[Tensor, Tensor]:
-    """-L = wrong^gamma cross_entropy of eq. 4, where cross_entropy = -log(right), and its derivative by s."""
-    if is_zero(gamma):
-        return cross_entropy, wrong
-    focusing = power(wrong, gamma)
-    if detach_focusing:
-        slope = wrong
-    elif torch.is_tensor(gamma):
-        slope = wrong + gamma * right * cross_entropy
-    else:
-        slope = torch.addcmul(wrong, right, cross_entropy, value=gamma)
-    return cross_entropy * focusing, focusing * slope
-
-
-def focal_with_margin(
-    right: Tensor,
-    wrong: Tensor,
-    p_m: Tensor,
-    odds: Tensor,
-    cross_entropy: Tensor,
-    gamma: float | Tensor,
-    detach_focusing: bool,
-) -> tuple[Tensor, Tensor]:
-    """-L = p_m^gamma cross_entropy of eq. 7, where cross_entropy = -log(1 - p_m), and its derivative by s (eq. 8).
-
-    Args:
-        odds: those of ``p_m``, p_m / (1 - p_m); overwritten.
-    """
-    if not torch.is_tensor(gamma) and gamma >= 1 and gamma == int(gamma):
-        below = power(p_m, gamma - 1)
-    else:
-        # Eq. 8 is 0 up to the margin, also where powers of 0 are not.
-        below = torch.where(p_m == 0, 0, power(p_m, gamma) / p_m)
-    if detach_focusing:
-        slope = odds
-    elif torch.is_tensor(gamma):
-        slope = odds.add_(gamma * cross_entropy)
-    else:
-        slope = odds.add_(cross_entropy, alpha=gamma)
-    return torch.mul(cross_entropy, below).mul_(p_m), slope.mul_(below).mul_(wrong).mul_(right)
-
-
 def is_zero(value: float | Tensor) -> bool:
     return not torch.is_tensor(value) and value == 0
-
-
-class Setting(NamedTuple):
-    """What does not change from call to call; a kernel is compiled for each.
-
-    Fields:
-        gamma_neg, clip: None where they come as tensors with every call.
-        hard: the labels are 0, 1 or unknown, so that one logarithm serves both terms.
-        by_rows: add up each row by itself. Only so does torch.compile make one kernel of many programs of it for a GPU:
-            one sum of all it leaves to a single program, or reads everything once more for it.
-    """
-
-    gamma_pos: float
-    gamma_neg: float | None
-    clip: float | None
-    alpha: float | None
-    ignore_index: int
-    detach_focusing: bool
-    hard: bool
-    by_rows: bool = False
 
 
 class Outcome(NamedTuple):
@@ -270,45 +266,6 @@ class Outcome(NamedTuple):
     def with_total(self) -> 'Outcome':
         """With the sum of all for the sums of the rows; torch's own is made for any number of them."""
         return self._replace(loss=self.loss.sum()) if self.loss.ndim else self
-
-
-def hard_terms(
-    setting: Setting,
-    s: Tensor,
-    choose: Callable[[Tensor, Tensor], Tensor],
-    gamma_neg: Tensor | None,
-    clip: Tensor | None,
-    bounded: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Elements of eqs. 1, 2 and 7 where every label is 0 or 1, and their derivatives.
-
-    Args:
-        s: (N, C), float32 or float64.
-        choose: takes what holds for positives, which it may overwrite, and what holds for negatives, (N, C) each.
-        gamma_neg, clip: as ``elements``.
-        bounded: no ``s`` lies above LARGEST_LOGIT.
-
-    Returns:
-        loss, dloss/dz and ``right``, (N, C) each.
-    """
-    gamma_neg = setting.gamma_neg if gamma_neg is None else gamma_neg
-    clip = setting.clip if clip is None else clip
-    odds, right, wrong, excess = _answer(s, bounded)
-    if is_zero(clip):
-        cross_entropy = log1p(odds) if excess is None else log1p(odds) + excess
-        negative, negative_slope = focal(right, wrong, cross_entropy, gamma_neg, setting.detach_focusing)
-    else:
-        p_m, odds_m = shifted(right, wrong, clip)
-        log = log1p(choose(odds, odds_m))
-        cross_entropy = log if excess is None else log + excess
-        if torch.is_tensor(clip) and excess is not None:
-            log = log + torch.where(clip > 0, 0, excess)
-        negative, negative_slope = focal_with_margin(right, wrong, p_m, odds_m, log, gamma_neg, setting.detach_focusing)
-    positive, positive_slope = focal(right, wrong, cross_entropy, setting.gamma_pos, setting.detach_focusing)
-    if setting.alpha is not None:
-        positive, positive_slope = setting.alpha * positive, setting.alpha * positive_slope
-        negative, negative_slope = (1 - setting.alpha) * negative, (1 - setting.alpha) * negative_slope
-    return choose(positive, negative), choose(-positive_slope, negative_slope), right
 
 
 def elements(
@@ -362,18 +319,12 @@ def elements(
 
     if hard:
         s = torch.where(is_positive, -z, z)
-        loss, grad, right = hard_terms(setting, s, functools.partial(torch.where, is_positive), gamma_neg, clip)
+        loss, grad, right = hard_terms(setting, s, is_positive.to(z.dtype), gamma_neg, clip)
     else:
-        positive, positive_slope = positive_term(z, setting.gamma_pos, setting.detach_focusing)
-        negative, negative_slope = negative_term(
-            z,
-            setting.gamma_neg if gamma_neg is None else gamma_neg,
-            setting.clip if clip is None else clip,
-            setting.detach_focusing,
-        )
-        pos_weight, neg_weight = (1.0, 1.0) if setting.alpha is None else (setting.alpha, 1 - setting.alpha)
-        loss = y * (pos_weight * positive) + (1 - y) * (neg_weight * negative)
-        grad = y * (pos_weight * positive_slope) + (1 - y) * (neg_weight * negative_slope)
+        positive, positive_slope, _ = hard_terms(setting, -z, torch.ones_like(z), 0.0, 0.0)
+        negative, negative_slope, _ = hard_terms(setting, z, torch.zeros_like(z), gamma_neg, clip)
+        loss = y * positive + (1 - y) * negative
+        grad = y * positive_slope + (1 - y) * negative_slope
 
     def counts() -> tuple[Tensor, ...]:
         of_all = counted.expand_as(z)
