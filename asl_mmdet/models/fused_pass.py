@@ -14,7 +14,9 @@ from .one_pass import Outcome, Setting, one_pass
 # Elements from which on a CPU gains by the kernel; below, an eager pass takes less than a millisecond.
 WORTH_COMPILING = 8192
 # Rows and classes of the batch of zeros that a kernel is compiled with; they differ, so that a size tells its place.
-EXAMPLE = (1024, 128)
+EXAMPLE = (4096, 128)
+# What a CPU's kernel is given as a row of labels, if it can be: a whole number of registers, so that none is left over.
+ROW = 32
 # By what torch.compile makes a kernel for.
 _KERNELS: dict[tuple, Callable[..., Outcome]] = {}
 # Kinds of devices on which torch.compile was tried and failed.
@@ -81,17 +83,31 @@ def compiled_pass(setting: Setting, *tensors: Tensor | None) -> Outcome:
         Exception: whatever torch.compile raises without a working compiler.
     """
     tensors = [None if tensor is None else tensor.contiguous() for tensor in tensors]
+    logits, targets, *_, sums = tensors
+    shape, num_classes = logits.shape, None
+    if setting.by_rows or targets.ndim == 1:
+        # A sum of rows is best made for their length, which a model does not change.
+        setting, num_classes = setting._replace(by_rows=True), shape[1]
+    else:
+        # For what is of another shape than labels, torch.compile makes two loops, with tensors between them.
+        tensors[2:6] = [
+            None if tensor is None else tensor.expand(shape).contiguous() if tensor.ndim else tensor
+            for tensor in tensors[2:6]
+        ]
+        if logits.numel() % ROW == 0 and (sums is None or sums.shape[1] == 1):
+            num_classes = ROW
+            tensors[:6] = [
+                tensor.view(-1, ROW) if tensor is not None and tensor.ndim else tensor for tensor in tensors[:6]
+            ]
     # What torch makes a kernel of its own for, sizes of 1 among it.
     kinds = [None if tensor is None else (tensor.dtype, tensor.ndim, _ones(tensor.shape)) for tensor in tensors]
-    logits = tensors[0]
     device = logits.device
-    # A sum of rows is best made for their length, which a model does not change.
-    num_classes = logits.shape[1] if setting.by_rows else None
     state = (torch.is_autocast_enabled(device.type), torch.is_inference_mode_enabled(), torch.get_num_threads())
     kernel = _KERNELS.get(key := (setting, device, num_classes, *kinds, *state))
     if kernel is None:
         kernel = _KERNELS[key] = _compile(setting, device, num_classes, tensors)
-    return kernel(*tensors).with_total()
+    outcome = kernel(*tensors).with_total()
+    return outcome._replace(grad=outcome.grad.view(shape))
 
 
 def _ones(shape: torch.Size) -> tuple[bool, ...] | None:
@@ -111,7 +127,7 @@ def _compile(
     own = types.FunctionType(code, run.__globals__, code.co_name, None, run.__closure__)
     examples = [None if tensor is None else _example(i, tensor, num_classes) for i, tensor in enumerate(tensors)]
     with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
-        if not setting.by_rows:
+        if device.type == 'cpu':
             return _compile_for_cpu(own, examples)
         # fullgraph=True would be looked after at every call.
         compiled = torch.compile(own)
@@ -170,7 +186,8 @@ def _example(position: int, tensor: Tensor, num_classes: int | None) -> Tensor:
     One kernel serves all batches so, the same one whatever came first: torch decides by the first sizes whether it uses
     several threads, and keeps the kernel on disk.
     """
-    rows = (max(16, min(EXAMPLE[0], (1 << 24) // (num_classes or 1))), True)
+    rows = max(16, min(EXAMPLE[0], (1 << 24) // (num_classes or 1)))
+    rows = (rows + (rows == num_classes), True)
     classes = (num_classes or EXAMPLE[1], num_classes is None)
     dims = (rows, classes)[2 - tensor.ndim :]
     if position == 1 and tensor.ndim == 1:  # indices

@@ -176,43 +176,65 @@ def test_sums_of_rows_are_the_sums(kind):
             assert_same(outcome._replace(loss=outcome.loss.sum()), one_pass(setting, *inputs))
 
 
-def test_a_kernel_that_sums_rows_is_made_for_their_length_and_any_number(monkeypatch):
-    compiled, widths = [], []
-    real = torch.compile
+def test_a_kernel_for_indices_is_made_for_the_number_of_classes_and_any_number_of_rows(monkeypatch):
+    widths = []
 
-    def backend(graph, inputs):
+    def compile(graph, inputs, options):
         widths.append(next(one.shape[1] for one in inputs if torch.is_tensor(one) and one.ndim == 2))
         return graph
 
-    def watched(function, **kwargs):
-        compiled.append(function)
-        return real(function, backend=backend)
-
-    monkeypatch.setattr(torch, 'compile', watched)
+    monkeypatch.setattr(torch._inductor, 'compile', compile)
+    monkeypatch.setattr(module, 'EXAMPLE', (64, 48))
     module._KERNELS.clear()
-    setting = ASL._replace(hard=True, by_rows=True)
     inputs = (None, torch.tensor(1.0), None, None, None)
-    for rows, classes, kernels in ((40, 30, 1), (7, 30, 1), (300, 30, 1), (40, 1024, 2), (module.EXAMPLE[0], 1024, 2)):
+    # The batch that is compiled has 64 rows, unless that is the number of classes.
+    for rows, classes, kernels in ((40, 30, 1), (7, 30, 1), (300, 30, 1), (40, 64, 2), (64, 64, 2), (65, 64, 2)):
         logits, target = batch(rows, classes, 'index')
         with torch._dynamo.config.patch(error_on_recompile=True):
-            found = module.compiled_pass(setting, logits, target, *inputs)
-        assert_same(found, eager_pass(setting, logits, target, *inputs), 2e-6)
-        assert len(compiled) == kernels
-    assert [type(width) for width in widths] == [int, int] and widths == [30, 1024]
+            found = module.compiled_pass(ASL._replace(hard=True), logits, target, *inputs)
+        assert_same(found, eager_pass(ASL, logits, target, *inputs), 2e-6)
+        assert len(module._KERNELS) == kernels
+    assert [type(width) for width in widths] == [int, int] and widths == [30, 64]
     module._KERNELS.clear()
 
 
-def test_one_kernel_serves_every_number_of_rows_and_classes():
+@pytest.mark.parametrize(
+    'kind, shapes',
+    [
+        ('index', ((40, 30), (41, 30), (300, 30), (7, 30))),
+        # Numbers of elements that are multiples of 32, and others.
+        ('dense', ((40, 32), (16, 30), (1000, 80), (64, 1))),
+        ('dense', ((7, 11), (9, 13), (41, 80))),
+    ],
+)
+def test_one_kernel_serves_many_shapes(kind, shapes):
     loss = AsymmetricLoss(fused=True, gamma_neg=3.0)
+    module._KERNELS.clear()
     torch._dynamo.utils.counters.clear()
-    loss(*batch(40, 30, 'index'))
+    loss(*batch(*shapes[0], kind))
     assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 1
     assert not torch._dynamo.utils.counters['graph_break']
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for rows, classes in ((41, 30), (300, 30), (7, 11), (1000, 80)):
-            logits, target = batch(rows, classes, 'index')
-            expected = AsymmetricLoss(fused=False, gamma_neg=3.0)(logits, target)
-            torch.testing.assert_close(loss(logits, target), expected, rtol=1e-6, atol=0)
+        for rows, classes in shapes[1:]:
+            logits, target = batch(rows, classes, kind)
+            value, grad = value_and_grad(lambda z: loss(z, target), logits)
+            eager = AsymmetricLoss(fused=False, gamma_neg=3.0)
+            expected, expected_grad = value_and_grad(lambda z: eager(z, target), logits)
+            torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+            torch.testing.assert_close(grad, expected_grad, rtol=1e-6, atol=1e-8)
+    assert len(module._KERNELS) == 1
+
+
+def test_rows_of_any_length_are_added_up_exactly():
+    """One large loss and many small ones, of which float32 would lose some if they were added one by one."""
+    for classes in (200, 30_000):
+        logits = torch.full((2, classes), -7.0)
+        logits[:, ::16] = -5.0
+        logits[0, 0] = -80.0
+        target = torch.tensor([0, classes])
+        loss = AsymmetricLoss(fused=True, gamma_neg=1.0, clip=0.0, reduction='sum')
+        expected = AsymmetricLoss(gamma_neg=1.0, clip=0.0, reduction='sum')(logits.double(), target).item()
+        assert loss(logits, target).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_values_that_a_hook_changes_need_no_new_kernel():
@@ -332,6 +354,40 @@ def test_one_tensor_of_the_logits_size_is_kept_for_the_backward_pass(fused, kind
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         AsymmetricLoss(fused=fused)(logits, target, torch.ones(64), avg_factor=3.0).backward()
     assert sum(kept.values()) <= logits.numel() + 2 * len(logits)
+
+
+def peak_of_memory(function):
+    """Bytes, of everything that is allocated within ``function``."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == '[memory]']
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(sizes))
+
+
+@pytest.mark.parametrize(
+    'kind, dtype, weighted',
+    [
+        ('dense', torch.float32, False),
+        ('index', torch.float32, True),
+        pytest.param('index', torch.float32, False, marks=pytest.mark.slow),
+        pytest.param('index', torch.bfloat16, True, marks=pytest.mark.slow),
+        pytest.param('dense', torch.float16, False, marks=pytest.mark.slow),
+    ],
+)
+def test_a_kernel_makes_no_tensor_of_the_logits_size_but_the_gradient(kind, dtype, weighted):
+    logits, target = batch(1000, 80, kind, dtype)
+    weight = torch.rand(1000) if weighted else None
+    logits.requires_grad_()
+    loss = AsymmetricLoss(gamma_pos=1.0, gamma_neg=2.0, clip=0.0, fused=True)
+
+    def step():
+        loss(logits, target, weight, avg_factor=3.0).backward()
+        logits.grad = None
+
+    step()
+    rows = 2 * 4 * len(logits)
+    assert peak_of_memory(step) <= logits.numel() * logits.element_size() + rows + 1000
 
 
 class Allocated(TorchDispatchMode):
