@@ -113,9 +113,8 @@ def asymmetric_loss(
     gamma_neg, gamma_neg_tensor = (None, gamma_neg) if torch.is_tensor(gamma_neg) else (float(gamma_neg), None)
     clip, clip_tensor = (None, clip) if torch.is_tensor(clip) else (float(clip), None)
     hard = not targets.is_floating_point()
-    setting = Setting(
-        float(gamma_pos), gamma_neg, clip, alpha, ignore_index, detach_focusing, hard, by_rows=not logits.is_cpu
-    )
+    by_rows = targets.ndim == 1 or not logits.is_cpu
+    setting = Setting(float(gamma_pos), gamma_neg, clip, alpha, ignore_index, detach_focusing, hard, by_rows)
     sums = _sums_to_start_from(statistics, logits) if statistics else None
     if reduction == 'none':
         with torch.no_grad():

@@ -13,10 +13,8 @@ from .one_pass import Outcome, Setting, one_pass
 
 # Elements from which on a CPU gains by the kernel; below, an eager pass takes less than a millisecond.
 WORTH_COMPILING = 8192
-# Rows and classes of the batch of zeros that a kernel is compiled with; they differ, so that a size tells its place.
-EXAMPLE = (4096, 128)
-# What a CPU's kernel is given as a row of labels, if it can be: a whole number of registers, so that none is left over.
-ROW = 32
+# Rows of the batch of zeros that a kernel is compiled with.
+ROWS = 4096
 # By what torch.compile makes a kernel for.
 _KERNELS: dict[tuple, Callable[..., Outcome]] = {}
 # Kinds of devices on which torch.compile was tried and failed.
@@ -83,31 +81,21 @@ def compiled_pass(setting: Setting, *tensors: Tensor | None) -> Outcome:
         Exception: whatever torch.compile raises without a working compiler.
     """
     tensors = [None if tensor is None else tensor.contiguous() for tensor in tensors]
-    logits, targets, *_, sums = tensors
-    shape, num_classes = logits.shape, None
-    if setting.by_rows or targets.ndim == 1:
-        # A sum of rows is best made for their length, which a model does not change.
-        setting, num_classes = setting._replace(by_rows=True), shape[1]
-    else:
+    logits = tensors[0]
+    if not setting.by_rows:
         # For what is of another shape than labels, torch.compile makes two loops, with tensors between them.
-        tensors[2:6] = [
-            None if tensor is None else tensor.expand(shape).contiguous() if tensor.ndim else tensor
-            for tensor in tensors[2:6]
-        ]
-        if logits.numel() % ROW == 0 and (sums is None or sums.shape[1] == 1):
-            num_classes = ROW
-            tensors[:6] = [
-                tensor.view(-1, ROW) if tensor is not None and tensor.ndim else tensor for tensor in tensors[:6]
-            ]
-    # What torch makes a kernel of its own for, sizes of 1 among it.
+        for i in (2, 4, 5):
+            if tensors[i] is not None and tensors[i].ndim:
+                tensors[i] = tensors[i].expand(logits.shape).contiguous()
+    # What torch makes a kernel of its own for, sizes of 1 among it. A model does not change the number of classes, and
+    # rows of a known length leave no remainder whose length has to be found.
     kinds = [None if tensor is None else (tensor.dtype, tensor.ndim, _ones(tensor.shape)) for tensor in tensors]
-    device = logits.device
+    device, num_classes = logits.device, logits.shape[1]
     state = (torch.is_autocast_enabled(device.type), torch.is_inference_mode_enabled(), torch.get_num_threads())
     kernel = _KERNELS.get(key := (setting, device, num_classes, *kinds, *state))
     if kernel is None:
         kernel = _KERNELS[key] = _compile(setting, device, num_classes, tensors)
-    outcome = kernel(*tensors).with_total()
-    return outcome._replace(grad=outcome.grad.view(shape))
+    return kernel(*tensors).with_total()
 
 
 def _ones(shape: torch.Size) -> tuple[bool, ...] | None:
@@ -115,7 +103,7 @@ def _ones(shape: torch.Size) -> tuple[bool, ...] | None:
 
 
 def _compile(
-    setting: Setting, device: torch.device, num_classes: int | None, tensors: list[Tensor | None]
+    setting: Setting, device: torch.device, num_classes: int, tensors: list[Tensor | None]
 ) -> Callable[..., Outcome]:
     """A kernel for ``tensors`` and all batches of their kind."""
 
@@ -180,22 +168,20 @@ def _compile_for_cpu(run: Callable[..., Outcome], examples: list[Tensor | None])
     return call
 
 
-def _example(position: int, tensor: Tensor, num_classes: int | None) -> Tensor:
-    """Zeros whose sizes, but for ``num_classes`` where it is given, are symbols to torch.compile.
+def _example(position: int, tensor: Tensor, num_classes: int) -> Tensor:
+    """Zeros of the classes of ``tensor``, whose number of rows is a symbol to torch.compile.
 
-    One kernel serves all batches so, the same one whatever came first: torch decides by the first sizes whether it uses
-    several threads, and keeps the kernel on disk.
+    One kernel serves all numbers of rows so, the same one whatever came first: torch decides by the first sizes whether
+    it uses several threads, and keeps the kernel on disk.
     """
-    rows = max(16, min(EXAMPLE[0], (1 << 24) // (num_classes or 1)))
-    rows = (rows + (rows == num_classes), True)
-    classes = (num_classes or EXAMPLE[1], num_classes is None)
-    dims = (rows, classes)[2 - tensor.ndim :]
-    if position == 1 and tensor.ndim == 1:  # indices
-        dims = (rows,)
-    if position == 6:  # probability sums
-        dims = ((4, False), classes)
-    zeros = tensor.new_zeros([min(size, own) if own < 2 else size for (size, _), own in zip(dims, tensor.shape)])
-    for dim, (_, is_symbol) in enumerate(dims):
-        if is_symbol:
-            torch._dynamo.maybe_mark_dynamic(zeros, dim)
+    shape = list(tensor.shape)
+    # Indices, and all of two dimensions but the probability sums.
+    has_rows = position == 1 or (tensor.ndim == 2 and position != 6)
+    if has_rows and shape[0] > 1:
+        shape[0] = max(16, min(ROWS, (1 << 24) // num_classes))
+        # By its size it is found among the arguments of the kernel.
+        shape[0] += shape[0] == num_classes
+    zeros = tensor.new_zeros(shape)
+    if has_rows:
+        torch._dynamo.maybe_mark_dynamic(zeros, 0)
     return zeros

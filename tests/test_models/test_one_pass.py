@@ -176,7 +176,7 @@ def test_sums_of_rows_are_the_sums(kind):
             assert_same(outcome._replace(loss=outcome.loss.sum()), one_pass(setting, *inputs))
 
 
-def test_a_kernel_for_indices_is_made_for_the_number_of_classes_and_any_number_of_rows(monkeypatch):
+def test_a_kernel_is_made_for_the_number_of_classes_and_any_number_of_rows(monkeypatch):
     widths = []
 
     def compile(graph, inputs, options):
@@ -184,14 +184,15 @@ def test_a_kernel_for_indices_is_made_for_the_number_of_classes_and_any_number_o
         return graph
 
     monkeypatch.setattr(torch._inductor, 'compile', compile)
-    monkeypatch.setattr(module, 'EXAMPLE', (64, 48))
+    monkeypatch.setattr(module, 'ROWS', 64)
     module._KERNELS.clear()
+    setting = ASL._replace(hard=True, by_rows=True)
     inputs = (None, torch.tensor(1.0), None, None, None)
     # The batch that is compiled has 64 rows, unless that is the number of classes.
     for rows, classes, kernels in ((40, 30, 1), (7, 30, 1), (300, 30, 1), (40, 64, 2), (64, 64, 2), (65, 64, 2)):
         logits, target = batch(rows, classes, 'index')
         with torch._dynamo.config.patch(error_on_recompile=True):
-            found = module.compiled_pass(ASL._replace(hard=True), logits, target, *inputs)
+            found = module.compiled_pass(setting, logits, target, *inputs)
         assert_same(found, eager_pass(ASL, logits, target, *inputs), 2e-6)
         assert len(module._KERNELS) == kernels
     assert [type(width) for width in widths] == [int, int] and widths == [30, 64]
@@ -199,24 +200,18 @@ def test_a_kernel_for_indices_is_made_for_the_number_of_classes_and_any_number_o
 
 
 @pytest.mark.parametrize(
-    'kind, shapes',
-    [
-        ('index', ((40, 30), (41, 30), (300, 30), (7, 30))),
-        # Numbers of elements that are multiples of 32, and others.
-        ('dense', ((40, 32), (16, 30), (1000, 80), (64, 1))),
-        ('dense', ((7, 11), (9, 13), (41, 80))),
-    ],
+    'kind, classes, rows', [('index', 30, (40, 41, 300, 7)), ('dense', 32, (40, 16, 1000)), ('dense', 11, (7, 9, 41))]
 )
-def test_one_kernel_serves_many_shapes(kind, shapes):
+def test_one_kernel_serves_all_numbers_of_rows(kind, classes, rows):
     loss = AsymmetricLoss(fused=True, gamma_neg=3.0)
     module._KERNELS.clear()
     torch._dynamo.utils.counters.clear()
-    loss(*batch(*shapes[0], kind))
+    loss(*batch(rows[0], classes, kind))
     assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 1
     assert not torch._dynamo.utils.counters['graph_break']
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for rows, classes in shapes[1:]:
-            logits, target = batch(rows, classes, kind)
+        for count in rows[1:]:
+            logits, target = batch(count, classes, kind)
             value, grad = value_and_grad(lambda z: loss(z, target), logits)
             eager = AsymmetricLoss(fused=False, gamma_neg=3.0)
             expected, expected_grad = value_and_grad(lambda z: eager(z, target), logits)
