@@ -116,7 +116,7 @@ def hard_terms(
             negative *= power(wrong, gamma_neg)
         focusing = positive + negative
         grad = (negative - positive).mul_(wrong)
-        change = negative.mul_(gamma_neg)
+        change = None if is_zero(gamma_neg) else negative.mul_(gamma_neg)
     else:
         # Of a positive, nothing lies above its margin.
         margin = y + clip

@@ -165,7 +165,7 @@ def test_kernel_equals_single_operations(kind, dtype, kwargs, weighted):
 
 @pytest.mark.parametrize('kind', ['dense', 'index'])
 def test_sums_of_rows_are_the_sums(kind):
-    """As on a GPU."""
+    """As on a GPU, and of class indices."""
     setting = ASL._replace(hard=True)
     for rows, classes in ((37, 50), (1, 9), (9, 1)):
         logits, target = batch(rows, classes, kind)
