@@ -1,7 +1,9 @@
 """What the command lines of the tools share; options are those of mmdet's tools."""
 
 import argparse
+import atexit
 import errno
+import gc
 import importlib.util
 import inspect
 import logging
@@ -155,13 +157,18 @@ def exit_on_known_faults() -> Iterator[None]:
 
     So does a visualization backend whose package is not installed, a full disk, and, where gloo tells, another process
     that is gone or stands still. NCCL's watchdog writes a message of its own. Ctrl-C of which the log has told ends the
-    program without a traceback.
+    program without a traceback. Processes that end together, done or stopped by a signal, leave their group at exit.
     """
     try:
         yield
+        atexit.register(_leave_process_group)
+    except SystemExit:
+        atexit.register(_leave_process_group)
+        raise
     except KeyboardInterrupt as stop:
         if stop.args:
             sys.excepthook = lambda *_: None
+            atexit.register(_leave_process_group)
         raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -196,6 +203,17 @@ def exit_on_known_faults() -> Iterator[None]:
         logging.shutdown()
         sys.stdout.flush()
         os._exit(1)
+
+
+def _leave_process_group() -> None:
+    """gloo's threads let go of tensors whenever they get to it, and abort a process whose interpreter is on its way out.
+
+    They end with the group, which ends with the last model that is wrapped for it. Not for processes that fail: one
+    that waits for another would wait here.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.destroy_process_group()
 
 
 def _distribute_on_cpu(cfg: Config) -> None:
