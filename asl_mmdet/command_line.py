@@ -206,10 +206,10 @@ def exit_on_known_faults() -> Iterator[None]:
 
 
 def _leave_process_group() -> None:
-    """gloo's threads let go of tensors whenever they get to it, and abort a process whose interpreter is on its way out.
+    """Ends gloo's threads, which let go of tensors late, and abort a process whose interpreter is on its way out.
 
-    They end with the group, which ends with the last model that is wrapped for it. Not for processes that fail: one
-    that waits for another would wait here.
+    The group ends with the last model that is wrapped for it. Not for processes that fail: one that waits for another
+    would wait here. https://github.com/pytorch/pytorch/issues/190489
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         gc.collect()

@@ -67,6 +67,7 @@ _PAGE = """<!DOCTYPE html>
   label { display: block; }
   @media (prefers-color-scheme: dark) { :root { --add: #3fb950; --drop: #f0883e; } }
 </style>
+<body inert>
 <header><h1></h1></header>
 <nav>
   <label style="display:inline">Labels <select id="kind">
@@ -99,7 +100,6 @@ for (const letter of JSON.stringify([data.title, data.notes, data.suspects])) {
 }
 const shelf = 'asl_mmdet label audit ' + hash;
 let chosen = {};  // number of the suspect: decision
-try { chosen = JSON.parse(localStorage.getItem(shelf)) || {}; } catch { /* no storage: choices last until a reload */ }
 
 document.querySelector('h1').textContent = data.title;
 for (const note of data.notes) make('p', note, document.querySelector('header'));
@@ -135,7 +135,7 @@ const cards = data.suspects.map((one, number) => {
     line.append(' ' + text);
     tick.addEventListener('change', () => {
       if (tick.checked) chosen[number] = choice; else delete chosen[number];
-      try { localStorage.setItem(shelf, JSON.stringify(chosen)); } catch { /* as above */ }
+      try { localStorage.setItem(shelf, JSON.stringify(chosen)); } catch { /* choices last until a reload */ }
       draw(number);
       count();
     });
@@ -184,9 +184,15 @@ byId('save').addEventListener('click', () => {
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 });
 for (const id of ['kind', 'class', 'open']) byId(id).addEventListener('change', filter);
-cards.forEach((_, number) => draw(number));
-filter();
-count();
+// A busy Chromium has no storage for a page that it has not drawn yet: reads find nothing, and what is written is lost.
+requestAnimationFrame(() => requestAnimationFrame(() => {
+  try { chosen = JSON.parse(localStorage.getItem(shelf)) || {}; } catch { /* no storage */ }
+  cards.forEach((_, number) => draw(number));
+  filter();
+  count();
+  document.body.inert = false;
+}));
 </script>
+</body>
 </html>
 """

@@ -42,7 +42,16 @@ class Browser:
             'Emulation.setDeviceMetricsOverride', dict(width=width, height=height, deviceScaleFactor=1, mobile=False)
         )
         self.driver.get(page.resolve().as_uri())
+        self._wait_for_two_frames()
         return self.driver
+
+    def reload(self) -> None:
+        self.driver.refresh()
+        self._wait_for_two_frames()
+
+    def _wait_for_two_frames(self) -> None:
+        """A page may leave to them what needs storage."""
+        self.driver.execute_async_script('requestAnimationFrame(() => requestAnimationFrame(arguments[0]))')
 
     def complaints(self) -> list[str]:
         """Since the last call: what the pages asked another machine for, and their console's errors and warnings."""

@@ -238,7 +238,7 @@ def test_what_is_ticked_on_the_page_changes_the_labels(result, audited, browser,
     tick(driver, *doubtful[1], 'negative')  # and back
     assert driver.find_element('id', 'count').text == '3 decided'
     browser.screenshot(tmp_path / 'page.png')
-    driver.refresh()
+    browser.reload()
     assert driver.find_element('id', 'count').text == '3 decided'
     driver.find_element('id', 'save').click()
     path = saved(tmp_path)

@@ -147,14 +147,33 @@ def free_port():
         return str(probe.getsockname()[1])
 
 
+def two_processes(tmp_path):
+    """Environment of tools/dist_*.sh in which each process says which threads of gloo are left when it exits."""
+    (tmp_path / 'site').mkdir()
+    (tmp_path / 'site/sitecustomize.py').write_text(
+        textwrap.dedent("""
+        import atexit
+        from pathlib import Path
+
+        def tell():
+            names = [path.read_text().strip() for path in Path('/proc/self/task').glob('*/comm')]
+            print('left of gloo:', [name for name in names if 'gloo' in name], flush=True)
+
+        atexit.register(tell)
+        """)
+    )
+    return dict(PORT=free_port(), OMP_NUM_THREADS='1', PYTHONPATH=str(tmp_path / 'site'))
+
+
 def test_two_processes_evaluate_like_one(trained, shapes, tmp_path):
     work_dir, _ = trained
     done = run_tool(
         *('tools/dist_test.sh', CONFIG, work_dir / f'epoch_{EPOCHS}.pth', 2, '--work-dir', tmp_path),
         *on(shapes, 'test_dataloader.batch_size=1'),
-        env=dict(PORT=free_port(), OMP_NUM_THREADS='1'),
+        env=two_processes(tmp_path),
     )
     assert done.returncode == 0, done.stdout
+    assert done.stdout.count('left of gloo: []') == 3  # the launcher's, too
     result = json.loads(next(tmp_path.glob('*/*.json')).read_text())
     assert result['coco/bbox_mAP'] == pytest.approx(final_scalars(work_dir)['coco/bbox_mAP'], abs=1e-6)
 
@@ -244,9 +263,10 @@ def test_two_processes_train_and_adapt_a_classifier_like_one(trained_classifier,
     done = run_tool(
         *('tools/dist_train.sh', adaptive_classifier, 2, '--work-dir', tmp_path),
         *classifier_on(shapes, 'train_dataloader.batch_size=2', 'val_dataloader.batch_size=1'),
-        env=dict(PORT=free_port(), OMP_NUM_THREADS='1'),
+        env=two_processes(tmp_path),
     )
     assert done.returncode == 0, done.stdout
+    assert done.stdout.count('left of gloo: []') == 3
     one, two = (
         torch.load(folder / f'epoch_{EPOCHS}.pth', weights_only=False) for folder in (trained_classifier[0], tmp_path)
     )
