@@ -157,8 +157,8 @@ def test_kernel_equals_single_operations(kind, dtype, kwargs, weighted):
         eager.observe(wanted)
         value, grad = value_and_grad(lambda z: fused(z, target, weight, avg_factor=7.0), logits, 3.0)
         expected, expected_grad = value_and_grad(lambda z: eager(z, target, weight, avg_factor=7.0), logits, 3.0)
-        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-7)
         half = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(dtype, 1e-6)
+        torch.testing.assert_close(value, expected, rtol=1e-6 if half == 1e-6 else 1e-5, atol=1e-7)
         torch.testing.assert_close(grad, expected_grad, rtol=half, atol=1e-7 if half == 1e-6 else 1e-3)
         torch.testing.assert_close(found.take(), wanted.take(), rtol=1e-5, atol=1e-5)
 
@@ -565,19 +565,21 @@ def test_avg_factor_is_one_constant_number():
         loss(logits, target, avg_factor=torch.ones(2))
 
 
-def test_the_logarithm_of_the_kernel_is_exact_to_few_roundings():
+@pytest.mark.parametrize('rough, error', [(False, 2.5e-7), (True, 1e-5)])
+def test_the_logarithm_of_the_kernel_is_exact_to_few_roundings_or_rough(rough, error):
     x = torch.logspace(-12, 34.5, 40001)
-    found = torch.compile(lambda x: log1p(x), fullgraph=True)(x)
+    found = torch.compile(lambda x: log1p(x, rough), fullgraph=True)(x)
     expected = x.double().log1p()
-    assert ((found - expected) / expected).abs().max() < 2.5e-7
+    assert ((found - expected) / expected).abs().max() < error
 
 
-def test_the_exponential_of_the_kernel_is_exact_to_few_roundings():
-    compiled = torch.compile(lambda x: exp(x), fullgraph=True)
+@pytest.mark.parametrize('rough, error', [(False, 2e-7), (True, 1e-5)])
+def test_the_exponential_of_the_kernel_is_exact_to_few_roundings_or_rough(rough, error):
+    compiled = torch.compile(lambda x: exp(x, rough), fullgraph=True)
     small = torch.logspace(-30, 0, 301)
     x = torch.cat([torch.linspace(-87.3, LARGEST_LOGIT, 40001), small, -small])
     expected = x.double().exp()
-    assert ((compiled(x) - expected) / expected).abs().max() < 2e-7
+    assert ((compiled(x) - expected) / expected).abs().max() < error
     assert compiled(torch.tensor([-88.0, -104.0, -1e4, -1e30, -3e38] * 8)).tolist() == [0.0] * 40
     assert compiled(torch.zeros(40)).tolist() == [1.0] * 40
 
