@@ -72,6 +72,13 @@ def _refuse_double_backward() -> None:
         )
 
 
+def _beside(logits: Tensor, number: float | Tensor, dtype: torch.dtype) -> Tensor:
+    """0-d, on the device of ``logits``."""
+    if torch.is_tensor(number):
+        return number.to(logits.device, dtype)
+    return logits.new_full((), number, dtype=dtype)
+
+
 def asymmetric_loss(
     logits: Tensor,
     targets: Tensor,
@@ -124,18 +131,15 @@ def asymmetric_loss(
         loss = _AsymmetricLossElements.apply(logits, loss, grad) * scale
     else:
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        if torch.is_tensor(scale):
-            scale = scale.to(logits.device, dtype)
-        else:
-            scale = logits.new_full((), scale, dtype=dtype)
         # Times 1 / N a small gradient would be lost in float16, before the loss scale can save it.
         folded, left_over = scale, None
         if logits.dtype == torch.float16:
-            folded = torch.full_like(scale, 256)
+            folded = 256.0
             if weight is not None and weight.numel():
                 # dL/dz is 2 at most, and the largest number 65504.
-                folded = folded / (weight.abs().amax().to(scale) / 100).clamp(min=1)
-            left_over = scale / folded
+                folded = folded / (weight.abs().amax().to(dtype) / 100).clamp(min=1)
+            left_over = _beside(logits, scale / folded, dtype)
+        folded = _beside(logits, folded, dtype)
         run = choose_pass(logits, fused)
         inputs = (targets, weight, folded, gamma_neg_tensor, clip_tensor)
         with torch.no_grad():
