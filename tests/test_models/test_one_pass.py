@@ -158,7 +158,7 @@ def test_kernel_equals_single_operations(kind, dtype, kwargs, weighted):
         value, grad = value_and_grad(lambda z: fused(z, target, weight, avg_factor=7.0), logits, 3.0)
         expected, expected_grad = value_and_grad(lambda z: eager(z, target, weight, avg_factor=7.0), logits, 3.0)
         half = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(dtype, 1e-6)
-        torch.testing.assert_close(value, expected, rtol=1e-6 if half == 1e-6 else 1e-5, atol=1e-7)
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(grad, expected_grad, rtol=half, atol=1e-7 if half == 1e-6 else 1e-3)
         torch.testing.assert_close(found.take(), wanted.take(), rtol=1e-5, atol=1e-5)
 
