@@ -1,14 +1,17 @@
 """Every config in the repo: parsed, built, run for a step or a few of training on the CPU, and evaluated."""
 
 import json
+import re
 
 import cv2
 import numpy as np
 import pytest
+import yaml
 from mmdet.datasets import CocoDataset
-from mmdet.registry import MODELS
+from mmdet.registry import HOOKS, METRICS, MODELS
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 
 from tests.conftest import ROOT
 
@@ -27,6 +30,37 @@ def test_what_is_evaluated_is_what_the_head_decides(name):
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         if cfg.model.head.get('thr'):
             assert evaluator.get('thr', 0.5) == cfg.model.head.thr
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_hooks_as_they_are(name):
+    cfg = Config.fromfile(ROOT / 'configs' / name)
+    Visualizer.get_instance('hooks')  # the Runner builds it before its hooks
+    for hook in (*cfg.default_hooks.values(), *cfg.get('custom_hooks', ())):
+        HOOKS.build(hook)
+    assert cfg.default_hooks.checkpoint.save_best or 'shapes' in name
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_the_batch_that_the_learning_rate_is_meant_for(name):
+    cfg = Config.fromfile(ROOT / 'configs' / name)
+    processes = re.search(r'_(\d+)xb', name)
+    images = cfg.train_dataloader.batch_size * int(processes[1] if processes else 1)
+    assert cfg.get('auto_scale_lr', {}).get('base_batch_size', images) == images
+
+
+def test_the_figures_of_the_model_index_come_from_the_evaluators():
+    names = {'macro mAP': 'mAP', 'micro mAP': 'mAP_micro', 'macro F1': 'macro_F1'}
+    figures = 0
+    for path in (ROOT / 'configs').glob('*_label/metafile.yml'):
+        for model in yaml.safe_load(path.read_text())['Models']:
+            metric = METRICS.build(Config.fromfile(ROOT / model['Config']).test_evaluator)
+            for result in model.get('Results', ()):
+                for figure in result['Metrics']:
+                    figure = figure.removesuffix(' (paper)')
+                    assert names.get(figure, figure) in metric.items, (model['Name'], figure)
+                    figures += 1
+    assert figures > 30
 
 
 def write_pictures(folder, names):

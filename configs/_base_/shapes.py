@@ -45,6 +45,7 @@ shapes = dict(
         dict(type='ScalableOneCycleLR', pct_start=0.2, by_epoch=True, convert_to_iter_based=True),
     ],
     train_cfg=dict(max_epochs=5, val_interval=5),
+    auto_scale_lr=dict(base_batch_size=8),
     randomness=dict(seed=0),
     default_hooks=dict(
         logger=dict(interval=25), checkpoint=dict(save_best=None), visualization=dict(draw=True, interval=10)

@@ -21,5 +21,6 @@ test_evaluator = {{_base_.shapes.test_evaluator}}
 optim_wrapper = {{_base_.shapes.optim_wrapper}}
 param_scheduler = {{_base_.shapes.param_scheduler}}
 train_cfg = {{_base_.shapes.train_cfg}}
+auto_scale_lr = {{_base_.shapes.auto_scale_lr}}
 default_hooks = {{_base_.shapes.default_hooks}}
 randomness = {{_base_.shapes.randomness}}

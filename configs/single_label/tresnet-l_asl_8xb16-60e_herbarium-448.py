@@ -9,7 +9,7 @@ _base_ = [
 ]
 
 model = dict(head=dict(num_classes=32093, topk=1, thr=None))
-default_hooks = dict(checkpoint=dict(save_best='multi-label/macro_F1'))
+default_hooks = dict(checkpoint=dict(save_best='multi-label/macro_F1', rule='greater'))
 custom_hooks = [
     dict(type='RawAndEMAHook', metric='multi-label/macro_F1', momentum=0.0003),
     dict(type='DataCheckHook'),
