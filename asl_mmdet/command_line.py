@@ -97,9 +97,11 @@ def _check_keys(cfg: Config, options: Mapping[str, object]) -> None:
 
 def make_resumable(cfg: Config) -> None:
     """SafeCheckpointHook in place of mmengine's CheckpointHook, and ExactResumeHook, where the config has neither."""
-    checkpoint = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+    # Without one, mmengine takes a CheckpointHook after every epoch.
+    cfg.default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1)) | (cfg.get('default_hooks') or {})
+    checkpoint = cfg.default_hooks.checkpoint
     if checkpoint and checkpoint.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
-        checkpoint.type = 'SafeCheckpointHook'
+        checkpoint.type = 'mmdet.SafeCheckpointHook'
     _add_hook(cfg, ExactResumeHook)
 
 
@@ -112,8 +114,8 @@ def stop_at_non_finite(cfg: Config) -> None:
 def _add_hook(cfg: Config, kind: type) -> None:
     hooks = cfg.get('custom_hooks') or []
     if not any(_is_a(hook, kind) for hook in hooks):
-        scope = '' if cfg.get('default_scope', 'mmdet') == 'mmdet' else 'mmdet.'
-        cfg.custom_hooks = [*hooks, dict(type=scope + kind.__name__)]
+        # A config may have another default scope, or none.
+        cfg.custom_hooks = [*hooks, dict(type=f'mmdet.{kind.__name__}')]
 
 
 def _is_a(hook: object, kind: type) -> bool:

@@ -119,7 +119,7 @@ def _leave_no_traces(cfg: Config, folder: str) -> list[str]:
     # mmengine warns of every frozen parameter.
     cfg.work_dir, cfg.log_level, cfg.resume = folder, 'ERROR', False
     cfg.experiment_name = f'check_{time.time_ns()}'
-    backends = cfg.get('visualizer', {}).get('vis_backends') or []
+    backends = (cfg.get('visualizer') or {}).get('vis_backends') or []
     backends = backends if isinstance(backends, list) else [backends]
     kept = [backend for backend in backends if str(backend.get('type')).rpartition('.')[2] in LOCAL_BACKENDS]
     if cfg.get('visualizer'):
@@ -455,7 +455,7 @@ def _suspicious_training(cfg: Config, runner: Runner, trained: _Watch) -> list[s
     frozen = [name for name in frozen if any(True for _ in getattr(trained.model, name).parameters())]
     if frozen:
         suspicious.append(f'wholly frozen: {", ".join(frozen)}')
-    base = cfg.get('auto_scale_lr', {}).get('base_batch_size')
+    base = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
     batch = _batch_size(runner.train_dataloader)
     if base and batch and base != batch and not cfg.auto_scale_lr.get('enable'):
         suspicious.append(

@@ -23,7 +23,12 @@ class ScalableOneCycleLR(OneCycleLR):
                 f'eta_max={kwargs["eta_max"]} of ScalableOneCycleLR: the maximum is the lr of the '
                 'optimizer; set optim_wrapper.optimizer.lr'
             )
-        super().__init__(optimizer, *args, eta_max=[group['lr'] for group in optimizer.param_groups], **kwargs)
+        # A scheduler that was built before, a warm-up or another cycle, has changed the rate, and kept that of the config.
+        maxima = [
+            next(group[name] for name in ('max_lr', 'initial_lr', 'lr') if name in group)
+            for group in optimizer.param_groups
+        ]
+        super().__init__(optimizer, *args, eta_max=maxima, **kwargs)
         length = self.end - self.begin
         if self.total_steps < length < INF:
             raise ValueError(

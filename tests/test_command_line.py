@@ -4,8 +4,10 @@ import argparse
 import importlib.util
 
 import pytest
+import torch
 from mmdet.registry import VISUALIZERS
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import VISBACKENDS
 
 from asl_mmdet import command_line
@@ -110,14 +112,29 @@ def test_settings_that_a_config_need_not_have(tmp_path):
 @pytest.mark.parametrize(
     'config, hooks',
     [
-        (dict(), ['DataCheckHook']),
-        (dict(custom_hooks=[dict(type='EMAHook')]), ['EMAHook', 'DataCheckHook']),
+        (dict(), ['mmdet.DataCheckHook']),
+        (dict(custom_hooks=[dict(type='EMAHook')]), ['EMAHook', 'mmdet.DataCheckHook']),
         (dict(custom_hooks=[dict(type='DataCheckHook')]), ['DataCheckHook']),
         (dict(check_data=False), []),
         (dict(check_data=False, custom_hooks=[dict(type='DataCheckHook'), dict(type='EMAHook')]), ['EMAHook']),
-        (dict(default_scope='mmpretrain'), ['mmdet.DataCheckHook']),
     ],
 )
 def test_every_run_compares_the_heads_with_the_data(monkeypatch, config, hooks):
     monkeypatch.setattr(command_line.Runner, 'from_cfg', lambda cfg: cfg)
     assert [hook.type for hook in build_runner(Config(config)).get('custom_hooks', [])] == hooks
+
+
+@pytest.mark.parametrize('config', [dict(default_scope=scope) for scope in ('mmdet', 'mmpretrain', 'mmengine')] + [{}])
+def test_hooks_are_found_in_any_scope(config, tmp_path):
+    """With the checkpoint hook as a class, as in configs in pure Python, and with no default hooks at all."""
+    for default_hooks in (dict(checkpoint=dict(type=CheckpointHook)), None):
+        cfg = Config(dict(config, default_hooks=default_hooks, custom_hooks=None))
+        command_line.make_resumable(cfg)
+        command_line.stop_at_non_finite(cfg)
+        model = torch.nn.Linear(1, 1)
+        runner = command_line.Runner(
+            model, str(tmp_path), default_scope=cfg.get('default_scope', 'mmengine'), experiment_name=str(id(cfg))
+        )
+        runner.register_hooks(cfg.default_hooks, cfg.custom_hooks)
+        names = [type(hook).__name__ for hook in runner.hooks]
+        assert {'SafeCheckpointHook', 'ExactResumeHook', 'NonFiniteHook'} <= set(names)

@@ -51,6 +51,24 @@ def test_schedules_are_torch_one_cycle_of_learning_rate_and_beta(name, peak, cyc
     assert ours[..., 1].min().item() == pytest.approx(0.85, abs=1e-4)
 
 
+def test_the_cycle_behind_other_schedulers():
+    layers = [nn.Linear(1, 1), nn.Linear(1, 1)]
+    optimizer = torch.optim.Adam(
+        [dict(params=layers[0].parameters(), lr=0.1), dict(params=layers[1].parameters())], 0.2
+    )
+    schedulers = [
+        PARAM_SCHEDULERS.build(dict(scheduler, optimizer=optimizer, by_epoch=False))
+        for scheduler in (
+            dict(type='LinearLR', start_factor=0.001, begin=0, end=10),
+            dict(type='ScalableOneCycleLR', begin=10, end=60),
+            dict(type='ScalableOneCycleLR', begin=60, end=110),
+        )
+    ]
+    rates = trajectory(schedulers, optimizer, 110)[..., 0]
+    assert rates[10:60].amax(0).tolist() == pytest.approx([0.1, 0.2])
+    assert rates[60:].amax(0).tolist() == pytest.approx([0.1, 0.2])
+
+
 @pytest.mark.parametrize(
     'name, optimizer, decay', [('asl_onecycle_60e', 'AdamW', 1e-4), ('asl_public_script_40e', 'Adam', 1e-4 / 128)]
 )

@@ -51,7 +51,7 @@ def main() -> None:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.loss_scale = 'dynamic'
     if args.auto_scale_lr:
-        if not cfg.get('auto_scale_lr', {}).get('base_batch_size'):
+        if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
             parser.error(f'--auto-scale-lr: {args.config} lacks auto_scale_lr=dict(enable=False, base_batch_size=...)')
         cfg.auto_scale_lr.enable = True
     if args.resume not in (None, 'auto'):

@@ -9,7 +9,7 @@ import numpy as np
 from mmdet.registry import DATASETS
 
 from .csv_rows import csv_rows, short_list
-from .label_index import AnnotationError, LabelIndex, Ragged, encode_names, quoted, suggestion
+from .label_index import AnnotationError, LabelIndex, Ragged, encode_names, normalize_names, quoted, suggestion
 from .multi_label import MultiLabelDataset, one_of
 
 IMAGE_COLUMNS = (
@@ -319,6 +319,12 @@ class CSVMultiLabelDataset(MultiLabelDataset):
                     "label_form='columns' if it is a class of that "
                     "name, label_form='indices' if it is the index of a class",
                 )
+        marks = bool(vocabulary) and {label.lower() for label in vocabulary} <= MARKS.keys()
+        if form is None and not numbers and separator is None and marks and not set(vocabulary) <= set(classes or ()):
+            self._refuse(
+                f'the only label column holds {short_list(sorted(vocabulary))}',
+                "label_form='columns' if it is a class of that name, label_form='names' if these are names",
+            )
         form = form or ('indices' if numbers else 'names')
         if classes is None:
             if form == 'indices':
@@ -362,7 +368,7 @@ class CSVMultiLabelDataset(MultiLabelDataset):
 
     def _unique(self, names, lines):
         """``(unique names in the order of the file, row of each line among them)``."""
-        unique, first, inverse = np.unique(names, return_index=True, return_inverse=True)
+        unique, first, inverse = np.unique(normalize_names(names)[0], return_index=True, return_inverse=True)
         if len(unique) == len(names):
             return names, np.arange(len(names))
         if not self.merge_rows:

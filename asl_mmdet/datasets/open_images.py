@@ -1,6 +1,7 @@
 """Open Images V6, image-level labels (section 4.1.4, appendix F): 9 million images, 60 million labels, read in bulk."""
 
 import os.path as osp
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -68,7 +69,12 @@ class OpenImagesMultiLabelDataset(MultiLabelDataset):
         labels, names = read_classes(self.class_file)
         if self._metainfo.get('classes') is not None:
             name_of_label = dict(zip(labels, names))
-            self._metainfo['classes'] = tuple(name_of_label.get(name, name) for name in self._metainfo['classes'])
+            chosen = tuple(name_of_label.get(name, name) for name in self._metainfo['classes'])
+            if len(set(chosen)) < len(chosen):
+                twice = next(name for name, count in Counter(chosen).items() if count > 1)
+                label = labels[names.index(twice)]
+                raise AnnotationError(f'metainfo: classes names {quoted(twice)} and {quoted(label)}, which is the same')
+            self._metainfo['classes'] = chosen
         files = [path for path in (self.ann_file, self.machine_file) if path]
         return self.read_through_cache(
             lambda: self._parse(files, labels, names),

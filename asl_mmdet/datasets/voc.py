@@ -25,7 +25,8 @@ class VOCMultiLabelDataset(MultiLabelDataset):
             or ``'unknown'`` (in ``gt_unknown``, neither trained nor evaluated). By default ``'unknown'`` in test mode,
             as VOC evaluates, and ``'positive'`` in training, as is customary for multi-label models.
 
-    ``data_root`` is the folder VOC2007. The other arguments are those of ``MultiLabelDataset``.
+    ``data_root`` is the folder VOC2007, or one of your own data in this form, whose classes
+    ``metainfo=dict(classes=[...])`` names, all of them. The other arguments are those of ``MultiLabelDataset``.
     """
 
     METAINFO = dict(
@@ -55,7 +56,10 @@ class VOCMultiLabelDataset(MultiLabelDataset):
 
     def read_index(self) -> LabelIndex:
         self.require_file(self.ann_file)
-        classes = self.METAINFO['classes']
+        # A choice among VOC's classes leaves out the others' objects; own classes are all that there are.
+        classes = self._metainfo['classes']
+        if set(classes) <= set(self.METAINFO['classes']):
+            classes = self.METAINFO['classes']
         ids, lists = [], dict(gt_label=([], []), gt_unknown=([], []))
         difficult_list = {'positive': 'gt_label', 'negative': None, 'unknown': 'gt_unknown'}[self.difficult]
         with open(self.ann_file, encoding='utf-8', errors='replace') as file:
@@ -71,7 +75,7 @@ class VOCMultiLabelDataset(MultiLabelDataset):
                 annotation = osp.join(self.data_root, 'Annotations', f'{image}.xml')
                 if not osp.isfile(annotation):
                     raise AnnotationError(f'{self.ann_file}, line {line}: there is no {annotation}')
-                easy, hard = self._objects(annotation)
+                easy, hard = self._objects(annotation, classes)
                 for name, columns in (('gt_label', easy), (difficult_list, hard - easy)):
                     if name:
                         lists[name][0].extend([len(ids)] * len(columns))
@@ -88,7 +92,7 @@ class VOCMultiLabelDataset(MultiLabelDataset):
             np.array([image.encode() for image in ids], dtype='S'),
         )
 
-    def _objects(self, path):
+    def _objects(self, path, classes):
         """Classes of the ordinary and of the difficult objects, two sets of indices."""
         with open(path, 'rb') as file:
             text = file.read()
@@ -101,15 +105,21 @@ class VOCMultiLabelDataset(MultiLabelDataset):
         found = {'0': set(), '1': set()}
         for entry in objects:
             name = (entry.findtext('name') or '').strip()
-            if name not in self.METAINFO['classes']:
+            if name not in classes:
+                own = next((one for one in classes if one not in self.METAINFO['classes']), None)
                 raise AnnotationError(
                     f'{path} has an object of class {quoted(name)}'
-                    f"{suggestion(name, self.METAINFO['classes'])}, which is none of VOC's 20"
+                    + (
+                        f"{suggestion(name, classes)}, which is none of VOC's 20. For other data than VOC, metainfo=dict(classes=[...]) names all of its classes"
+                        if own is None
+                        else f', which is none of metainfo=dict(classes=[...]). It must name all classes, since {quoted(own)} is not '
+                        f"VOC's{suggestion(own, self.METAINFO['classes'])}"
+                    )
                 )
             difficult = (entry.findtext('difficult') or '0').strip()
             if difficult not in found:
                 raise AnnotationError(
                     f'{path}: difficult is {quoted(difficult)} for an object {quoted(name)}, neither 0 nor 1'
                 )
-            found[difficult].add(self.METAINFO['classes'].index(name))
+            found[difficult].add(classes.index(name))
         return found['0'], found['1']

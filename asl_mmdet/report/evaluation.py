@@ -227,7 +227,7 @@ def report_metric(evaluators: Sequence[ConfigDict]) -> None:
         name = evaluator.get('type')
         name = name.rpartition('.')[2] if isinstance(name, str) else getattr(name, '__name__', name)
         if name in REPORTED:
-            evaluator['type'] = REPORTED[name].__name__
+            evaluator['type'] = f'mmdet.{REPORTED[name].__name__}'
             return
     types = ', '.join(str(evaluator.get('type')) for evaluator in evaluators)
     raise ValueError(f'test_evaluator is {types or "missing"}; a report is made of {" or ".join(REPORTED)}')

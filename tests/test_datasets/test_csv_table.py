@@ -86,6 +86,20 @@ def test_one_row_per_label(read):
         read(text)
 
 
+def test_two_spellings_of_a_path_are_one_image(read):
+    text = 'image,labels\n./b.jpg,tree\na.jpg,dog\nb.jpg,dog\n'
+    assert read(text, merge_rows=True) == (('dog', 'tree'), {'b.jpg': [0, 1], 'a.jpg': [0]})
+    with pytest.raises(AnnotationError, match="image 'b.jpg' stands in lines 2 and 4"):
+        read(text)
+
+
+def test_names_that_look_like_marks(read):
+    text = 'image,answer\na.jpg,True\nb.jpg,False\n'
+    assert read(text, classes=['False', 'True'])[1] == {'a.jpg': [1], 'b.jpg': [0]}
+    assert read(text, label_form='names')[1] == {'a.jpg': [1], 'b.jpg': [0]}
+    assert read(text, label_form='columns') == (('answer',), {'a.jpg': [0], 'b.jpg': []})
+
+
 def test_labels_may_repeat_and_end_in_a_separator(read):
     assert read('image,labels\na.jpg,dog;tree;dog;\n')[1] == {'a.jpg': [0, 1]}
 
@@ -126,6 +140,9 @@ def test_space_is_decided_by_the_classes(read):
         ('image,labels\na.jpg,3;5\n', None, r"such as '3'. Decide with metainfo=dict\(classes=.*label_form='names'"),
         ('image,labels\na.jpg,3;5\n', ['3', '4', '5', '6', '7', '8'], "label_form='names' or 'indices'"),
         ('image,labels\na.jpg,1\nb.jpg,0\n', ['cat', 'dog'], "label_form='columns' .*label_form='indices'"),
+        ('image,dog\na.jpg,1\nb.jpg,-1\n', None, "the only label column holds '-1', '1'. .*label_form='columns' if"),
+        ('image,dog\na.jpg,1.0\nb.jpg,0.0\n', ['dog'], "label_form='columns' if .*label_form='names'"),
+        ('image,dog\na.jpg,True\nb.jpg,False\n', None, "label_form='columns' if .*label_form='names'"),
         (
             'image,split,labels\na.jpg,1,dog\n',
             None,

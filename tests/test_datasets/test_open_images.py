@@ -112,6 +112,11 @@ def test_classes_are_chosen_by_label_or_name(read, tmp_path):
         read(metainfo=dict(classes=['/m/unknown']))
 
 
+def test_a_class_that_is_chosen_by_label_and_by_name(read):
+    with pytest.raises(AnnotationError, match="classes names 'Person' and '/m/01g317', which is the same"):
+        read(metainfo=dict(classes=('/m/01g317', 'Sky', 'Person')))
+
+
 def test_second_start_reads_the_cache_until_files_or_threshold_change(read, monkeypatch, tmp_path):
     calls, whole = [], open_images_module.read_labels
     monkeypatch.setattr(open_images_module, 'read_labels', lambda *args: calls.append(args[0]) or whole(*args))

@@ -69,8 +69,9 @@ def test_splits_paths_and_classes(voc):
     assert lists(chosen) == {'000007': (['car'],)}
     with pytest.raises(AnnotationError, match='val.txt does not exist'):
         VOCMultiLabelDataset(data_root=str(voc), split='val')
-    with pytest.raises(AnnotationError, match='has no class .cars. .did you mean .car.'):
-        VOCMultiLabelDataset(data_root=str(voc), metainfo=dict(classes=('cars',)))
+    wrong = "000005.xml has an object of class 'chair', which .* all classes, since 'cars' is not VOC's .*mean 'car'"
+    with pytest.raises(AnnotationError, match=wrong):
+        VOCMultiLabelDataset(data_root=str(voc), metainfo=dict(classes=('dog', 'cars')))
     with pytest.raises(ValueError, match='difficult'):
         VOCMultiLabelDataset(data_root=str(voc), difficult='ignore')
 
@@ -107,6 +108,16 @@ def test_faulty_annotation_files_are_named(voc, text, message):
 def test_faulty_image_lists_are_named(voc, text, message):
     (voc / 'ImageSets/Main/trainval.txt').write_text(text)
     with pytest.raises(AnnotationError, match=message):
+        VOCMultiLabelDataset(data_root=str(voc))
+
+
+def test_own_classes_in_this_form(voc):
+    (voc / 'ImageSets/Main/trainval.txt').write_text('000005\n')
+    (voc / 'Annotations/000005.xml').write_text(annotation(('helmet', 0), ('person', 0)))
+    dataset = VOCMultiLabelDataset(data_root=str(voc), metainfo=dict(classes=('vest', 'helmet', 'person')))
+    assert dataset.metainfo['classes'] == ('vest', 'helmet', 'person')
+    assert lists(dataset) == {'000005': (['helmet', 'person'],)}
+    with pytest.raises(AnnotationError, match=r"class 'helmet', which is none of VOC's 20. .*metainfo=dict\(classes"):
         VOCMultiLabelDataset(data_root=str(voc))
 
 

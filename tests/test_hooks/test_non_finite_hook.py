@@ -346,12 +346,13 @@ def test_train_ends_in_one_message_and_keeps_the_batch(shapes, tmp_path, config,
 
 
 def test_tools_watch_unless_the_config_says_otherwise():
+    added = dict(type='mmdet.NonFiniteHook')
     for config, watched in (
-        (dict(), [dict(type='NonFiniteHook')]),
-        (dict(custom_hooks=[dict(type='DataCheckHook')]), [dict(type='DataCheckHook'), dict(type='NonFiniteHook')]),
+        (dict(), [added]),
+        (dict(custom_hooks=[dict(type='DataCheckHook')]), [dict(type='DataCheckHook'), added]),
         (dict(custom_hooks=[dict(type='NonFiniteHook', interval=9)]), [dict(type='NonFiniteHook', interval=9)]),
         (dict(allow_non_finite=True), None),
-        (dict(allow_non_finite=False), [dict(type='NonFiniteHook')]),
+        (dict(allow_non_finite=False), [added]),
     ):
         config = Config(config)
         stop_at_non_finite(config)

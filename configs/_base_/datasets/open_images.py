@@ -23,7 +23,5 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(
-    items=('mAP', 'mAP_micro', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1'), thr=0.8, require_negatives=True
-)
+val_evaluator = dict(items=('mAP', 'mAP_micro', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1'), thr=0.8, require_negatives=True)
 test_evaluator = dict(**val_evaluator, per_class=False)
