@@ -13,6 +13,10 @@ if not (mim / 'configs').is_dir():
     )
 
 
+# What tools/export_onnx.py wants.
+ONNX = ['onnx', 'onnxruntime', 'onnxscript']
+
+
 class BuildPyAndData(build_py):
     def run(self):
         super().run()
@@ -59,6 +63,7 @@ setup(
             '.mim/tools/licences.py',
             '.mim/tools/lock.py',
             '.mim/tools/setup_env.py',
+            '.mim/tools/analysis_tools/audit_benchmark.py',
             '.mim/tools/analysis_tools/benchmark*.py',
             '.mim/tools/analysis_tools/timm_tresnet.py',
         ]
@@ -85,11 +90,10 @@ setup(
             'setuptools<82',
             'tensorboard',
         ],
+        'onnx': ONNX,
         'test': [
+            *ONNX,
             'hypothesis',
-            'onnx',
-            'onnxruntime',
-            'onnxscript',
             'pytest',
             'pytest-xdist',
             'safetensors',

@@ -1,5 +1,6 @@
 """Reading checkpoint files without running code from them, and finding the one to go on from."""
 
+import hashlib
 import io
 import logging
 import os
@@ -11,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
+from urllib.error import URLError
 from urllib.parse import urlparse
 
 import numpy as np
@@ -64,6 +66,7 @@ def load_all_weights(model: nn.Module, content: Mapping, path: str | Path) -> No
     Raises:
         CheckpointError: Parameters of the model, or statistics of its BN, are missing or of another shape.
     """
+    check_any_weights(model, content, path)
     model = model.module if is_model_wrapper(model) else model
     state, own = content.get('state_dict', content), model.state_dict()
     fitting = OrderedDict((key.removeprefix('module.'), value) for key, value in state.items())
@@ -80,6 +83,24 @@ def load_all_weights(model: nn.Module, content: Mapping, path: str | Path) -> No
             f"'{path}' does not fit the model of the config: {len(lost)} tensors are missing or of another shape, "
             f'{lost[0]} among them'
         )
+
+
+def check_any_weights(model: nn.Module, content: Mapping, path: str | Path) -> None:
+    """Refuse the content of the checkpoint ``path`` of which nothing fits into a model; mmengine would only log that.
+
+    Raises:
+        CheckpointError: No tensor has name and shape of one of the model's.
+    """
+    model = model.module if is_model_wrapper(model) else model
+    state, own = content.get('state_dict', content), model.state_dict()
+    shapes = {key.removeprefix('module.'): getattr(value, 'shape', None) for key, value in state.items()}
+    if any(value.shape == shapes.get(key) for key, value in own.items()):
+        return
+    raise CheckpointError(
+        f"'{path}' holds no tensor of the config's model: it has {', '.join([*map(str, shapes)][:3]) or 'nothing'} "
+        f"..., the model {', '.join([*own][:3])} .... A backbone's weights belong in model.backbone.init_cfg; "
+        'tools/model_converters/tresnet.py --head makes a checkpoint of a whole classifier in the official layout'
+    )
 
 
 def check_classes(content: Mapping, classes: Sequence[str], path: str | Path) -> None:
@@ -231,11 +252,20 @@ def load_from_local(filename: str, map_location=None) -> dict:
 
 def load_from_http(filename: str, map_location=None) -> dict:
     """The file is kept where ``torch.hub`` keeps its own; the first process downloads it, on other nodes all do."""
-    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(filename).path).name)
+    name = Path(urlparse(filename).path)
+    if not re.search(r'-[0-9a-f]{8,}$', name.stem):
+        # Without a digest in it, as those of OpenMMLab's files have, many files share a name: model.safetensors.
+        name = name.with_stem(f'{name.stem}-{hashlib.sha256(filename.encode()).hexdigest()[:8]}')
+    path = Path(torch.hub.get_dir(), 'checkpoints', name.name)
     for mine in (is_main_process(), not is_main_process()):
         if mine and not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(filename, str(path), progress=os.isatty(0))
+            try:
+                torch.hub.download_url_to_file(filename, str(path), progress=os.isatty(0))
+            except URLError as error:
+                raise CheckpointError(
+                    f"'{filename}' cannot be downloaded: {error}. Download it elsewhere, and give its path"
+                ) from error
         barrier()
     return load_from_local(str(path), map_location)
 

@@ -19,10 +19,13 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from .checkpoint import CheckpointError
+from .checkpoint import CheckpointError, check_any_weights, load_all_weights
 from .datasets import AnnotationError
 from .datasets.detection import guard_detection_data
 from .datasets.label_index import quoted, suggestion
@@ -41,15 +44,36 @@ OPTIONAL_SETTINGS = (
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/<name of the config>)')
+    add_cfg_options(parser)
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by some launchers')
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
+        default={},
         metavar='KEY=VALUE',
         help='override settings of the config: model.backbone.arch=l, a.b="[1,2]", a.b="[(1,2),(3,4)]"',
     )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by some launchers')
+
+
+def positive(text: str) -> int:
+    """As the ``type`` of an argument: a whole number from 1 on."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'{text} is below 1')
+    return value
+
+
+def probability(text: str) -> float:
+    """As the ``type`` of an argument: a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f'{text} does not lie in [0, 1]')
+    return value
 
 
 def present_device(text: str) -> str:
@@ -62,16 +86,32 @@ def present_device(text: str) -> str:
     return text
 
 
+def read_config(path: str | Path, options: Mapping[str, object]) -> Config:
+    """Config file with the overrides ``--cfg-options``; where these do not do, the program ends saying so."""
+    if not Path(path).is_file():
+        sys.exit(f'no config file {path}')
+    suffixes = ('.py', '.yml', '.yaml', '.json')
+    if Path(path).suffix not in suffixes:
+        sys.exit(
+            f'{path} is no config, whose name ends in {", ".join(suffixes)}. The config stands before the checkpoint'
+        )
+    try:
+        cfg = Config.fromfile(path)
+    except FileNotFoundError as error:
+        sys.exit(f'{path}, or a config that it inherits from, has a _base_ that is missing: {error}')
+    _check_keys(cfg, options)
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError) as error:
+        sys.exit(f'--cfg-options {" ".join(map(str, options))}: {error.args[0]}')
+    return cfg
+
+
 def load_config(args: argparse.Namespace) -> Config:
-    """Config file with the overrides of the command line; where there is no such file, the program ends saying so."""
+    """``read_config`` for tools that run a Runner."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if not Path(args.config).is_file():
-        sys.exit(f'no config file {args.config}')
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
-    if args.cfg_options:
-        _check_keys(cfg, args.cfg_options)
-        cfg.merge_from_dict(args.cfg_options)
     if args.work_dir or cfg.get('work_dir') is None:
         cfg.work_dir = args.work_dir or str(Path('work_dirs') / Path(args.config).stem)
     if cfg.launcher != 'none' and cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout') is None:
@@ -141,6 +181,20 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
                 cfg.get('allow_outside', False),
             )
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def check_start(cfg: Config, model: nn.Module) -> None:
+    """Refuse a ``load_from`` that the model takes nothing of, and a run to go on with of another model.
+
+    mmengine would train from random weights, and stumble over the optimizer. What is sharded is not looked at.
+
+    Raises:
+        CheckpointError: neither weights nor run fit the model, or the file cannot be read.
+    """
+    if not cfg.get('load_from') or (is_model_wrapper(model) and not isinstance(model, DistributedDataParallel)):
+        return
+    content = CheckpointLoader.load_checkpoint(cfg.load_from, 'cpu')
+    (load_all_weights if cfg.get('resume') else check_any_weights)(model, content, cfg.load_from)
 
 
 def _leave_out_tensorboard_where_missing(cfg: Config) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .checkpoint import CheckpointError
-from .command_line import build_runner
+from .command_line import build_runner, check_start
 from .datasets import AnnotationError, MultiLabelDataset
 from .datasets.detection import leaf_configs
 from .datasets.index_cache import cache_file
@@ -71,6 +71,8 @@ def dry_run(cfg: Config) -> list[str]:
             if not cfg.get('train_cfg') or not cfg.get('train_dataloader'):
                 raise DryRunError('the config has no train_cfg or train_dataloader: there is nothing to train')
             runner = build_runner(cfg, 'train', 'val', 'test')
+        with _doing('loading weights'):
+            check_start(cfg, runner.model)
         has_data_check = any(isinstance(hook, DataCheckHook) for hook in runner.hooks)
         # What would write checkpoints and batches, and the second would name a file that is gone.
         runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, (CheckpointHook, NonFiniteHook))]
@@ -289,7 +291,7 @@ def _train(runner: Runner) -> _Watch:
         # DataCheckHook looks at the data before the watch sees that training begins.
         if not watch.lr and not isinstance(error.__cause__, AnnotationError):
             message = str(error).removeprefix('training: ')
-            raise DryRunError(f'building the optimizer and its schedule, or loading weights: {message}') from error
+            raise DryRunError(f'building the optimizer and its schedule: {message}') from error
         raise
     return watch
 

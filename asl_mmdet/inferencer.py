@@ -10,19 +10,19 @@ import mmcv
 import numpy as np
 import torch
 from mmcv.transforms import Compose
-from mmdet.registry import MODELS
-from mmengine.config import Config
+from mmdet.registry import DATASETS, MODELS
+from mmengine.config import Config, ConfigDict
 from mmengine.infer import BaseInferencer
 from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
+from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from .checkpoint import load_all_weights, read_checkpoint
+from .checkpoint import load_all_weights
+from .datasets.conversion import PICTURE_SUFFIXES
 from .structures import MultiLabelDataSample
 from .visualization import MultiLabelVisualizer
-
-IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
 # Score from which on an object counts in what tools/infer.py writes, and by what an exported detector says.
 OBJECT_SCORE_THR = 0.3
@@ -42,7 +42,7 @@ class MultiLabelInferencer(BaseInferencer):
 
     Args:
         config: file, or its content.
-        checkpoint: local file; no code in it is run.
+        checkpoint: local file, or its address; no code in it is run.
         device: such as 'cuda:1'; None takes a GPU where there is one.
         show_progress: draw a progress bar.
 
@@ -241,9 +241,9 @@ def image_files(path: str | Path) -> list[str]:
         return [str(path)]
     if not path.is_dir():
         raise FileNotFoundError(f'there is no image or folder {path}')
-    files = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES)
     if not files:
-        raise ValueError(f'the folder {path} has no images ({", ".join(IMAGE_SUFFIXES)})')
+        raise ValueError(f'the folder {path} has no images ({", ".join(PICTURE_SUFFIXES)})')
     return files
 
 
@@ -258,7 +258,7 @@ def trained_model(config: Config, checkpoint: str | Path) -> nn.Module:
         ValueError: the checkpoint cannot be read, does not fit the model, or names another number of classes; the
             model is of another kind.
     """
-    content = read_checkpoint(checkpoint)
+    content = CheckpointLoader.load_checkpoint(str(checkpoint), 'cpu')
     model = revert_sync_batchnorm(MODELS.build(config.model))
     head = next((name for name in ('head', 'bbox_head') if hasattr(model, name)), None)
     if head is None:
@@ -266,7 +266,9 @@ def trained_model(config: Config, checkpoint: str | Path) -> nn.Module:
     load_all_weights(model, content, checkpoint)
     num_classes = getattr(model, head).num_classes
     meta = content.get('meta', {}).get('dataset_meta', {})
-    classes = meta.get('classes') or config.test_dataloader.dataset.get('metainfo', {}).get('classes')
+    classes, source = meta.get('classes'), f"'{checkpoint}'"
+    if not classes:
+        classes, source = _classes_of(config.test_dataloader.dataset), 'test_dataloader.dataset'
     if not classes:
         print_log(
             f"Neither '{checkpoint}' nor the config names the classes; they are called by their numbers",
@@ -276,7 +278,14 @@ def trained_model(config: Config, checkpoint: str | Path) -> nn.Module:
         classes = [f'class {i}' for i in range(num_classes)]
     if len(classes) != num_classes:
         raise ValueError(
-            f"'{checkpoint}' names {len(classes)} classes, but the config has model.{head}.num_classes={num_classes}"
+            f'{source} names {len(classes)} classes, but the config has model.{head}.num_classes={num_classes}'
         )
     model.dataset_meta = dict(meta, classes=tuple(classes))
     return model.eval()
+
+
+def _classes_of(dataset: ConfigDict) -> Sequence[str] | None:
+    """Of a data set that is not built, as it reads its ``metainfo``; a wrapper of data sets has none of its own."""
+    kind, metainfo = dataset.get('type'), dataset.get('metainfo')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    return (kind._load_metainfo(metainfo) if hasattr(kind, '_load_metainfo') else metainfo or {}).get('classes')

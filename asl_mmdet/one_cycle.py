@@ -23,7 +23,7 @@ class ScalableOneCycleLR(OneCycleLR):
                 f'eta_max={kwargs["eta_max"]} of ScalableOneCycleLR: the maximum is the lr of the '
                 'optimizer; set optim_wrapper.optimizer.lr'
             )
-        # A scheduler that was built before, a warm-up or another cycle, has changed the rate, and kept that of the config.
+        # A scheduler that was built before, a warm-up or another cycle, has changed the rate, and kept what it was.
         maxima = [
             next(group[name] for name in ('max_lr', 'initial_lr', 'lr') if name in group)
             for group in optimizer.param_groups

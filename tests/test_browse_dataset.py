@@ -129,7 +129,7 @@ def test_wrong_calls_say_what_is_wrong(browse, tmp_path):
     status, output = browse(CLASSIFIER, '--index', 16, '--out', tmp_path / 'out')
     assert 'the train data set has 16 images, counted from 0' in status and not (tmp_path / 'out').exists()
     status, output = browse(tmp_path / 'none.py')
-    assert status == 2 and f'no config file {tmp_path}/none.py' in output
+    assert status == f'no config file {tmp_path}/none.py'
     status, output = browse(CLASSIFIER, '-n', 0)
     assert status == 2 and '0 is below 1' in output
     options = ('--split', 'val', '--cfg-options', 'val_dataloader.dataset.ann_file=x.json')

@@ -4,6 +4,7 @@ import functools
 import http.server
 import os
 import pickle
+import shutil
 import sys
 import threading
 
@@ -15,7 +16,14 @@ from mmengine.optim import OneCycleLR
 from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
-from asl_mmdet.checkpoint import TRUST, CheckpointError, check_classes, load_all_weights, read_checkpoint
+from asl_mmdet.checkpoint import (
+    TRUST,
+    CheckpointError,
+    check_any_weights,
+    check_classes,
+    load_all_weights,
+    read_checkpoint,
+)
 
 
 class Line(BaseModel):
@@ -228,8 +236,31 @@ def test_downloads_are_read_restricted_and_kept(tmp_path, monkeypatch):
         with pytest.raises(CheckpointError, match='mkdir, which is refused'):
             CheckpointLoader.load_checkpoint(f'{url}/crafted.pth')
         assert CheckpointLoader.load_checkpoint(f'{url}/good.pth')['state_dict']['weight'].sum() == 2
+        # Another file of the same name, and one whose name says which it is.
+        (tmp_path / 'served/other').mkdir()
+        torch.save(dict(weight=torch.zeros(2)), tmp_path / 'served/other/good.pth')
+        assert CheckpointLoader.load_checkpoint(f'{url}/other/good.pth')['state_dict']['weight'].sum() == 0
+        shutil.copy(tmp_path / 'served/good.pth', tmp_path / 'served/good-0123abcd.pth')
+        CheckpointLoader.load_checkpoint(f'{url}/good-0123abcd.pth')
+        with pytest.raises(CheckpointError, match=f"'{url}/none.pth' cannot be downloaded: HTTP Error 404"):
+            CheckpointLoader.load_checkpoint(f'{url}/none.pth')
         server.shutdown()
-    assert (tmp_path / 'home/hub/checkpoints/good.pth').is_file() and not (tmp_path / 'marker').exists()
+    with pytest.raises(CheckpointError, match='cannot be downloaded: .* Download it elsewhere'):
+        CheckpointLoader.load_checkpoint(f'{url}/gone.pth')
+    kept = sorted(path.name for path in (tmp_path / 'home/hub/checkpoints').glob('good*'))
+    assert len(kept) == 3 and 'good-0123abcd.pth' in kept
+    assert CheckpointLoader.load_checkpoint(f'{url}/good.pth')['state_dict']['weight'].sum() == 2
+    assert not (tmp_path / 'marker').exists()
+
+
+@pytest.mark.parametrize(
+    ('content', 'has'),
+    [(dict(model=dict(weight=torch.ones(2)), num_classes=80), 'model, num_classes'), ({}, 'nothing')],
+)
+def test_a_checkpoint_of_which_nothing_would_be_loaded(content, has):
+    with pytest.raises(CheckpointError, match=rf"'a.pth' holds no tensor .*: it has {has} ..., the model 0.weight, "):
+        check_any_weights(network(), content, 'a.pth')
+    check_any_weights(network(), dict(state_dict={'module.0.bias': torch.zeros(2)}), 'a.pth')
 
 
 def test_no_scheme_is_left_to_mmengines_loaders():
@@ -287,7 +318,7 @@ def test_all_weights_are_loaded_and_what_is_more_is_left():
         (lambda state: state.pop('0.bias'), '1 tensors are missing or of another shape, 0.bias among them'),
         (lambda state: state.pop('1.running_var'), '1 tensors .* 1.running_var'),
         (lambda state: state.update({'0.weight': torch.ones(3, 1, 1, 1)}), '1 tensors .* 0.weight'),
-        (lambda state: state.clear(), '6 tensors'),
+        (lambda state: [state.pop(key) for key in [*state][1:]], '5 tensors'),
     ],
 )
 def test_a_weight_that_would_stay_random_is_named(change, message):

@@ -4,14 +4,20 @@ import argparse
 import importlib.util
 
 import pytest
-import torch
 from mmdet.registry import VISUALIZERS
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
-from mmengine.registry import VISBACKENDS
+from mmengine.registry import HOOKS, VISBACKENDS, DefaultScope
 
 from asl_mmdet import command_line
-from asl_mmdet.command_line import add_config_arguments, build_runner, exit_on_known_faults, load_config
+from asl_mmdet.command_line import (
+    add_config_arguments,
+    build_runner,
+    exit_on_known_faults,
+    load_config,
+    positive,
+    probability,
+)
 from tests.conftest import ROOT
 
 CLASSIFIER = 'configs/multi_label/tresnet-narrow_asl_shapes.py'
@@ -124,17 +130,41 @@ def test_every_run_compares_the_heads_with_the_data(monkeypatch, config, hooks):
     assert [hook.type for hook in build_runner(Config(config)).get('custom_hooks', [])] == hooks
 
 
-@pytest.mark.parametrize('config', [dict(default_scope=scope) for scope in ('mmdet', 'mmpretrain', 'mmengine')] + [{}])
-def test_hooks_are_found_in_any_scope(config, tmp_path):
+@pytest.mark.parametrize('scope', ['mmdet', 'mmpretrain', 'mmengine'])
+def test_hooks_are_found_in_any_scope(scope):
     """With the checkpoint hook as a class, as in configs in pure Python, and with no default hooks at all."""
     for default_hooks in (dict(checkpoint=dict(type=CheckpointHook)), None):
-        cfg = Config(dict(config, default_hooks=default_hooks, custom_hooks=None))
+        cfg = Config(dict(default_hooks=default_hooks, custom_hooks=None))
         command_line.make_resumable(cfg)
         command_line.stop_at_non_finite(cfg)
-        model = torch.nn.Linear(1, 1)
-        runner = command_line.Runner(
-            model, str(tmp_path), default_scope=cfg.get('default_scope', 'mmengine'), experiment_name=str(id(cfg))
-        )
-        runner.register_hooks(cfg.default_hooks, cfg.custom_hooks)
-        names = [type(hook).__name__ for hook in runner.hooks]
-        assert {'SafeCheckpointHook', 'ExactResumeHook', 'NonFiniteHook'} <= set(names)
+        with DefaultScope.overwrite_default_scope(scope):
+            hooks = [HOOKS.build(hook) for hook in (*cfg.default_hooks.values(), *cfg.custom_hooks)]
+        assert [type(hook).__name__ for hook in hooks] == ['SafeCheckpointHook', 'ExactResumeHook', 'NonFiniteHook']
+
+
+def test_a_base_that_is_missing_is_named_with_the_config(tmp_path):
+    (tmp_path / 'config.py').write_text("_base_ = 'none.py'")
+    with pytest.raises(SystemExit, match=rf'{tmp_path}/config.py, or a config .* missing: .*{tmp_path}/none.py'):
+        loaded(tmp_path / 'config.py')
+
+
+def test_a_place_that_a_config_does_not_have(tmp_path):
+    (tmp_path / 'config.py').write_text('param_scheduler = [dict(end=3)]')
+    for option, message in (('param_scheduler.9.end=4', 'Index 9 exceeds'), ('param_scheduler.end=4', '')):
+        with pytest.raises(SystemExit, match=f'--cfg-options {option.partition("=")[0]}: .*{message}'):
+            loaded(tmp_path / 'config.py', option)
+    assert loaded(tmp_path / 'config.py', 'param_scheduler.0.end=4').param_scheduler[0].end == 4
+
+
+@pytest.mark.parametrize(
+    ('kind', 'good', 'bad'),
+    [(positive, ['1', '12'], ['0', '-3', 'a']), (probability, ['0', '1', '.5'], ['1.01', '-1'])],
+)
+def test_types_of_arguments(kind, good, bad, capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--value', type=kind)
+    assert [parser.parse_args(['--value', text]).value for text in good] == [float(text) for text in good]
+    for text in bad:
+        with pytest.raises(SystemExit):
+            parser.parse_args(['--value', text])
+    assert f'--value: {bad[0]} ' in capsys.readouterr().err

@@ -233,7 +233,8 @@ FAULTS = {
         {'optim_wrapper.optimizer.lr': -1.0, 'param_scheduler': None},
         'building the optimizer and its schedule.*: .*rate: -1.0',
     ),
-    'weights': ({'load_from': 'none.pth'}, 'building the optimizer and its schedule, or loading weights: .*none.pth'),
+    'weights': ({'load_from': 'none.pth'}, 'loading weights: .*none.pth'),
+    'null': ({'visualizer': None, 'auto_scale_lr': None, 'optim_wrapper.optimizer.lr': -1.0}, 'rate: -1.0'),
     'NaN': ({'model.data_preprocessor.std': [0.0] * 3}, r'step 1: loss is nan. Images: \S+train/000001.png, '),
     'nothing': ({'train_dataloader': None, 'train_cfg': None, 'optim_wrapper': None}, 'no train_cfg'),
 }

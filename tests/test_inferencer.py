@@ -155,6 +155,18 @@ def test_class_names_come_from_the_checkpoint_then_the_config(trained, tmp_path)
         'g',
         'r',
     )
+    (tmp_path / 'classes.txt').write_text('c\nb\na\n')
+    for dataset, classes in (
+        (dict(type='CSVMultiLabelDataset', metainfo=dict(classes=str(tmp_path / 'classes.txt'))), ('c', 'b', 'a')),
+        (dict(type='CocoDataset', metainfo=dict(classes=('d', 'e', 'f'))), ('d', 'e', 'f')),
+        (dict(type='RepeatDataset', times=2), ('class 0', 'class 1', 'class 2')),
+    ):
+        dataset['pipeline'] = cfg.test_dataloader.dataset.pipeline
+        one = Config(dict(cfg, test_dataloader=dict(dataset=dataset)))
+        assert MultiLabelInferencer(one, tmp_path / 'plain.pth', 'cpu', False).model.dataset_meta['classes'] == classes
+    one.test_dataloader.dataset.type = 'VOCMultiLabelDataset'
+    with pytest.raises(ValueError, match='test_dataloader.dataset names 20 classes, .* model.head.num_classes=3'):
+        MultiLabelInferencer(one, tmp_path / 'plain.pth', 'cpu', False)
     cfg.test_dataloader.dataset.metainfo = dict(classes=['b', 'g'])
     with pytest.raises(ValueError, match='names 2 classes, but the config has model.head.num_classes=3'):
         MultiLabelInferencer(cfg, tmp_path / 'plain.pth', 'cpu', False)
@@ -255,6 +267,7 @@ def test_tool_finds_objects(shapes, infer, tmp_path, monkeypatch):
         '--cfg-options',
         'model.test_cfg.score_thr=0',
     )
+    assert infer(*common, '--all-scores', '--out', tmp_path / 'out.json')[0] == 2
     assert status == 0 and '3 of 5 images' in printed and 'broken.jpg cannot be read' in printed
     assert 'empty.jpg cannot be read: the file is empty' in printed
     found = json.loads((tmp_path / 'out.json').read_text())
@@ -299,8 +312,14 @@ def test_tool_names_what_is_wrong(trained, infer, tmp_path):
         ((*good[:2], tmp_path / 'nothing.pth'), 'there is no file'),
         ((*good, '--out', 'a.xml'), 'written as .json or .csv'),
         ((*good, '--all-scores'), 'written as JSON'),
+        ((*good, '--batch-size', '0'), '--batch-size: 0 is below 1'),
+        ((*good, '--score-thr', '7'), r'--score-thr: 7 does not lie in [0, 1]'),
+        ((good[0], good[2], good[1]), 'checkpoint.pth is no config, whose name ends in .py, .yml, .yaml, .json. The'),
+        ((*good, '--cfg-options', 'head.thr=0.01'), "--cfg-options head.thr: the config has no 'head'"),
+        ((*good, '--cfg-options', 'model='), 'config.py has no model'),
+        ((*good[:2], 'http://127.0.0.1:9/a.pth'), "'http://127.0.0.1:9/a.pth' cannot be downloaded: "),
         ((*good, '--cfg-options', 'model.type=Nothing'), 'no model of type Nothing'),
         ((*good, '--cfg-options', 'model.head.num_classes=4'), 'does not fit the model'),
     ):
         status, printed = infer(*wrong)
-        assert status != 0 and message in printed
+        assert status != 0 and message in f'{status}\n{printed}', (wrong, printed)

@@ -1,5 +1,6 @@
 """What a wheel brings, what an installed wheel does from any folder, and that what is said of it agrees."""
 
+import ast
 import inspect
 import os
 import re
@@ -20,7 +21,9 @@ import asl_mmdet
 from tests.conftest import ROOT
 
 # What works on the files of a clone only, and stays there.
-OF_A_CLONE = re.compile(r'tools/((licences|lock|setup_env)\.py|analysis_tools/(benchmark\w*|timm_tresnet)\.py)')
+OF_A_CLONE = re.compile(
+    r'tools/((licences|lock|setup_env)\.py|analysis_tools/(audit_benchmark|benchmark\w*|timm_tresnet)\.py)'
+)
 # What the paper prints, by config; tables 2 to 13, and section 3 for cross-entropy.
 PAPER = {
     'fcos/fcos_tresnet-m_fpn_focal_8xb6-70e_coco': {'box AP': 44.0},
@@ -123,9 +126,19 @@ def test_the_wheel_brings_package_configs_and_tools(wheel, clone):
             assert info.external_attr >> 16 & 0o111, f'{name} cannot be executed'
     assert metadata['Name'] == 'asl_mmdet' and metadata['Version'] == asl_mmdet.__version__
     assert metadata['License'] == 'Apache-2.0' and metadata['License-File'] == 'LICENSE'
-    assert set(metadata.get_all('Provides-Extra')) == {'onedl', 'openmmlab', 'test', 'lint'}
+    assert set(metadata.get_all('Provides-Extra')) == {'onedl', 'openmmlab', 'onnx', 'test', 'lint'}
     # A torch or an mm package that pip brings in replaces the one that mmcv's ops were compiled for.
     assert all('extra ==' in requirement for requirement in metadata.get_all('Requires-Dist'))
+
+
+def test_tools_of_the_wheel_find_the_modules_beside_them(wheel, clone):
+    with zipfile.ZipFile(wheel) as archive:
+        tools = {Path(name) for name in archive.namelist() if '/tools/' in name and name.endswith('.py')}
+        local = {path.stem for path in (clone / 'tools').rglob('*.py')}
+        for tool in tools:
+            for node in ast.walk(ast.parse(archive.read(str(tool)))):
+                if isinstance(node, ast.ImportFrom) and node.module in local:
+                    assert tool.with_name(f'{node.module}.py') in tools, (tool, node.module)
 
 
 def test_a_checkout_without_symbolic_links_is_refused(clone, tmp_path):

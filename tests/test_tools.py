@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmdet.registry import DATASETS
+from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config, ConfigDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -461,6 +461,28 @@ def test_classes_in_another_order_are_refused(trained_classifier, shapes, tmp_pa
     done = run_tool('tools/test.py', CLASSIFIER, tmp_path / 'other.pth', '--work-dir', tmp_path, *classifier_on(shapes))
     assert done.returncode == 1 and 'Traceback' not in done.stdout
     assert f"in another order: class 0 is '{classes[1]}' there and '{classes[0]}' in the data set" in done.stdout
+
+
+def test_weights_of_another_model_are_not_begun_with(shapes, tmp_path):
+    """The official layout, of which mmengine would load nothing, and a run of a detector to go on with."""
+    model = MODELS.build(Config.fromfile(ROOT / CONFIG).model)
+    torch.save(dict(model=model.state_dict(), num_classes=6), tmp_path / 'official.pth')
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(epoch=1, iter=2)), tmp_path / 'detector.pth')
+    for options, message in (
+        (
+            ['--cfg-options', f'load_from={tmp_path}/official.pth'],
+            'holds no tensor .*: it has model, num_classes ..., ',
+        ),
+        (
+            ['--resume', tmp_path / 'detector.pth', '--cfg-options'],
+            r'does not fit .* \d+ tensors are missing .*head.fc',
+        ),
+    ):
+        done = run_tool(
+            'tools/train.py', CLASSIFIER, '--work-dir', tmp_path / 'run', *options, *classifier_on(shapes)[1:]
+        )
+        assert done.returncode == 1 and 'Traceback' not in done.stdout
+        assert re.search(message, done.stdout.splitlines()[-1]), done.stdout
 
 
 def test_wrong_calls_say_what_is_wrong(tmp_path):

@@ -1,6 +1,7 @@
 """Write a trained classifier, or a detector with the head of FCOS or ATSS, as an ONNX file."""
 
 import argparse
+import importlib.util
 import json
 import logging
 import sys
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from mmdet.apis import DetInferencer
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
+from asl_mmdet.command_line import add_cfg_options, probability, read_config
 from asl_mmdet.inferencer import MultiLabelInferencer, image_files, trained_model
 from asl_mmdet.models import ImageClassifier
 from asl_mmdet.onnx_export import export_onnx
@@ -23,11 +25,11 @@ BOX_TOLERANCE, SCORE_TOLERANCE = 0.5, 1e-3
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', metavar='CONFIG', help='config file')
-    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file, or its address')
     parser.add_argument('--out', type=Path, required=True, metavar='FILE.onnx', help='file to write')
     parser.add_argument(
         '--score-thr',
-        type=float,
+        type=probability,
         help="probability from which on a label or object counts (default: the head's; detectors: 0.3)",
     )
     parser.add_argument(
@@ -35,17 +37,14 @@ def main() -> None:
         metavar='IMAGE_OR_FOLDER',
         help='compare with the predictions of the checkpoint on these pictures; exit status 1 where they differ',
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings of the config'
-    )
+    add_cfg_options(parser)
     args = parser.parse_args()
-    for path in (args.config, args.checkpoint):
-        if not Path(path).is_file():
-            parser.error(f'there is no file {path}')
+    cfg = read_config(args.config, args.cfg_options)
+    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
+        parser.error(f'there is no file {args.checkpoint}')
+    if args.check and importlib.util.find_spec('onnxruntime') is None:
+        parser.error('--check compares with onnxruntime, which is not installed: pip install onnxruntime')
     logging.getLogger('torch.onnx').setLevel(logging.ERROR)  # it tells which operators of torchvision are missing
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
     try:
         files = image_files(args.check) if args.check else []
         model = trained_model(cfg, args.checkpoint)

@@ -9,10 +9,11 @@ from pathlib import Path
 import mmcv
 from mmdet.apis import DetInferencer
 from mmdet.registry import MODELS
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
 
-from asl_mmdet.checkpoint import load_all_weights, read_checkpoint
-from asl_mmdet.command_line import present_device
+from asl_mmdet.checkpoint import load_all_weights
+from asl_mmdet.command_line import add_cfg_options, positive, present_device, probability, read_config
 from asl_mmdet.datasets import AnnotationError, LoadNamedImage
 from asl_mmdet.fast_inference import fast_inference
 from asl_mmdet.inferencer import OBJECT_SCORE_THR, MultiLabelInferencer, image_files
@@ -24,48 +25,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('images', metavar='IMAGE_OR_FOLDER', help='image file, or folder of images')
     parser.add_argument('config', metavar='CONFIG', help='config file')
-    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file, or its address')
     parser.add_argument(
         '--out', type=Path, metavar='FILE', help='write the results as .json, or as .csv; otherwise they are printed'
     )
     parser.add_argument('--show-dir', type=Path, metavar='FOLDER', help='write pictures with the results drawn on them')
     parser.add_argument(
         '--score-thr',
-        type=float,
+        type=probability,
         help="probability from which on a label or object counts (default: the head's; detectors: 0.3)",
     )
     parser.add_argument('--all-scores', action='store_true', help='classifiers, JSON: probabilities of all classes')
-    parser.add_argument('--batch-size', type=int, default=1)
+    parser.add_argument('--batch-size', type=positive, default=1)
     parser.add_argument('--device', type=present_device, help='such as cuda:1 (default: a GPU where there is one)')
     parser.add_argument(
         '--fast',
         action='store_true',
         help='fold BN and compile the network; same results, and pays from hundreds of images of few sizes on',
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings of the config'
-    )
+    add_cfg_options(parser)
     args = parser.parse_args()
     if args.out and args.out.suffix not in ('.json', '.csv'):
         parser.error(f'--out {args.out}: results are written as .json or .csv')
     if args.all_scores and (not args.out or args.out.suffix != '.json'):
         parser.error('--all-scores: probabilities of all classes are written as JSON, --out FILE.json')
-    for path in (args.config, args.checkpoint):
-        if not Path(path).is_file():
-            parser.error(f'there is no file {path}')
+    cfg = read_config(args.config, args.cfg_options)
+    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
+        parser.error(f'there is no file {args.checkpoint}')
     try:
         files = image_files(args.images)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
 
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
-    model = MODELS.get(cfg.model.type)
+    kind = (cfg.get('model') or {}).get('type')
+    model = MODELS.get(kind) if isinstance(kind, str) else kind
     if model is None:
-        parser.error(f'{args.config}: there is no model of type {cfg.model.type}')
+        parser.error(f'{args.config}: there is no model of type {kind}' if kind else f'{args.config} has no model')
+    is_classifier = issubclass(model, ImageClassifier)
+    if args.all_scores and not is_classifier:
+        parser.error('--all-scores is for classifiers: of a detector every object has a score')
     try:
-        results, skipped = (classify if issubclass(model, ImageClassifier) else detect)(cfg, files, args)
+        results, skipped = (classify if is_classifier else detect)(cfg, files, args)
     except ValueError as error:
         parser.exit(1, f'{error}\n')
 
@@ -101,7 +101,7 @@ def detect(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[lis
     threshold = OBJECT_SCORE_THR if args.score_thr is None else args.score_thr
     inferencer = DetInferencer(cfg, args.checkpoint, args.device, show_progress=False)
     # mmengine only logs what it has not found.
-    load_all_weights(inferencer.model, read_checkpoint(args.checkpoint), args.checkpoint)
+    load_all_weights(inferencer.model, CheckpointLoader.load_checkpoint(args.checkpoint, 'cpu'), args.checkpoint)
     if args.fast:
         fast_inference(inferencer.model, compile=True)
     classes = inferencer.model.dataset_meta['classes']

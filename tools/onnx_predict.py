@@ -10,7 +10,7 @@ import onnxruntime
 
 def predict(session, picture):
     about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-    steps, classes, image = about['preprocessing'], about['classes'], cv2.imread(picture)
+    steps, image = about['preprocessing'], cv2.imdecode(np.fromfile(picture, np.uint8), cv2.IMREAD_COLOR)
     height, width = image.shape[:2]
     if steps['resize']:
         size = steps['resize']['width'], steps['resize']['height']
@@ -26,10 +26,10 @@ def predict(session, picture):
     if about['task'] == 'classification':
         scores = session.run(None, {'image': image})[0][0]
         best = (-scores).argsort()[: about['topk']]
-        return [(classes[i], scores[i]) for i in best if scores[i] >= (about['score_thr'] or 0)]
+        return [(about['classes'][i], scores[i]) for i in best if scores[i] >= (about['score_thr'] or 0)]
     outputs = session.run(None, {'image': image, 'image_size': np.array([[h, w]])})
     objects = zip(outputs[0][0] / np.float32([w / width, h / height] * 2), outputs[1][0], outputs[2][0])
-    return [(classes[i], score, *box) for box, score, i in objects if i >= 0 and score >= about['score_thr']]
+    return [(about['classes'][i], score, *box) for box, score, i in objects if i >= 0 and score >= about['score_thr']]
 
 
 if __name__ == '__main__':

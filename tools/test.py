@@ -8,8 +8,9 @@ from mmdet.evaluation import DumpDetResults
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
 
-from asl_mmdet.checkpoint import check_classes, load_all_weights, read_checkpoint
+from asl_mmdet.checkpoint import check_classes, load_all_weights
 from asl_mmdet.command_line import add_config_arguments, build_runner, exit_on_known_faults, load_config
 from asl_mmdet.hooks import FastInferenceHook
 from asl_mmdet.report import report_metric, write_report
@@ -18,7 +19,7 @@ from asl_mmdet.report import report_metric, write_report
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_config_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('checkpoint', help='checkpoint file, or its address')
     parser.add_argument('--out', type=Path, metavar='FILE.pkl', help='write the predictions for evaluation elsewhere')
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument('--show-dir', help='draw the predictions into this folder, under work_dir/timestamp')
@@ -33,11 +34,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.out and args.out.suffix not in ('.pkl', '.pickle'):
         parser.error(f'--out {args.out}: predictions are written as .pkl or .pickle')
-    if not Path(args.checkpoint).is_file():
+    cfg = load_config(args)
+    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
         parser.error(f'no checkpoint file {args.checkpoint}')
 
     setup_cache_size_limit_of_dynamo()
-    cfg = load_config(args)
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
@@ -50,7 +51,7 @@ def main() -> None:
             parser.error(f'--report {args.report}: {error}')
     with exit_on_known_faults():
         runner = build_runner(cfg, 'test')
-        content = read_checkpoint(args.checkpoint)
+        content = CheckpointLoader.load_checkpoint(args.checkpoint, 'cpu')
         load_all_weights(runner.model, content, args.checkpoint)
         if runner.test_loop is not None:  # Runner.test says what is missing
             check_classes(content, runner.test_loop.dataloader.dataset.metainfo.get('classes', ()), args.checkpoint)

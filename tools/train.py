@@ -10,6 +10,7 @@ from mmengine.device import get_device
 from asl_mmdet.command_line import (
     add_config_arguments,
     build_runner,
+    check_start,
     exit_on_known_faults,
     load_config,
     make_resumable,
@@ -60,7 +61,7 @@ def main() -> None:
         begun = any(path.suffix == '.pth' or path.name == 'last_checkpoint' for path in Path(cfg.work_dir).glob('*'))
         if begun or not cfg.get('load_from'):
             cfg.resume, cfg.load_from = True, None
-    if cfg.get('load_from') and '://' not in cfg.load_from and not Path(cfg.load_from).is_file():
+    if cfg.get('load_from') and '://' not in cfg.load_from and not Path(cfg.load_from).expanduser().is_file():
         sys.exit(f'no checkpoint file {cfg.load_from}')
     if args.check:
         try:
@@ -71,7 +72,9 @@ def main() -> None:
     make_resumable(cfg)
     stop_at_non_finite(cfg)
     with exit_on_known_faults():
-        build_runner(cfg, 'train', 'val').train()
+        runner = build_runner(cfg, 'train', 'val')
+        check_start(cfg, runner.model)
+        runner.train()
 
 
 if __name__ == '__main__':

@@ -106,15 +106,16 @@ class VOCMultiLabelDataset(MultiLabelDataset):
         for entry in objects:
             name = (entry.findtext('name') or '').strip()
             if name not in classes:
-                own = next((one for one in classes if one not in self.METAINFO['classes']), None)
+                voc = self.METAINFO['classes']
+                own = next((one for one in classes if one not in voc), None)
+                if own is None:
+                    hint, those = suggestion(name, voc), "VOC's 20"
+                    remedy = 'For other data than VOC, metainfo=dict(classes=[...]) names all of its classes'
+                else:
+                    hint, those = '', 'metainfo=dict(classes=[...])'
+                    remedy = f"It must name all classes, since {quoted(own)} is not VOC's{suggestion(own, voc)}"
                 raise AnnotationError(
-                    f'{path} has an object of class {quoted(name)}'
-                    + (
-                        f"{suggestion(name, classes)}, which is none of VOC's 20. For other data than VOC, metainfo=dict(classes=[...]) names all of its classes"
-                        if own is None
-                        else f', which is none of metainfo=dict(classes=[...]). It must name all classes, since {quoted(own)} is not '
-                        f"VOC's{suggestion(own, self.METAINFO['classes'])}"
-                    )
+                    f'{path} has an object of class {quoted(name)}{hint}, which is none of {those}. {remedy}'
                 )
             difficult = (entry.findtext('difficult') or '0').strip()
             if difficult not in found:

@@ -22,11 +22,12 @@ class MultiLabelVisualizationHook(DetVisualizationHook):
 
     Args:
         max_classes: of more classes, so many are in the chart, those of the lowest AP, and its title says so.
+        score_thr: labels of a lower probability count as not predicted. What is a label is up to the head otherwise.
         kwargs: those of mmdet's hook, among them ``draw``, without which there is no picture at all.
     """
 
-    def __init__(self, max_classes: int = 100, **kwargs) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, max_classes: int = 100, score_thr: float = 0.0, **kwargs) -> None:
+        super().__init__(score_thr=score_thr, **kwargs)
         if max_classes < 1:
             raise ValueError(f'max_classes={max_classes} of MultiLabelVisualizationHook must be 1 or more')
         self.max_classes = max_classes

@@ -137,7 +137,7 @@ def asymmetric_loss(
             folded = 256.0
             if weight is not None and weight.numel():
                 # dL/dz is 2 at most, and the largest number 65504.
-                folded = folded / (weight.abs().amax().to(dtype) / 100).clamp(min=1)
+                folded = folded / (weight.to(dtype).abs().amax() / 100).clamp(min=1)
             left_over = _beside(logits, scale / folded, dtype)
         folded = _beside(logits, folded, dtype)
         run = choose_pass(logits, fused)

@@ -67,6 +67,11 @@ class MultiLabelLinearClsHead(BaseModule):
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.loss_module = loss if isinstance(loss, nn.Module) else MODELS.build(loss)
+        if getattr(self.loss_module, 'reduction', 'mean') == 'sum':
+            raise ValueError(
+                f"reduction='sum' of {type(self.loss_module).__name__}: MultiLabelLinearClsHead divides the sum by the "
+                "number of images, with reduction='mean'. loss_weight=N, the images of a batch, makes it the sum"
+            )
         self.softmax = not getattr(self.loss_module, 'use_sigmoid', True)
         if thr is None and topk is None:
             thr, topk = (None, 1) if self.softmax else (0.5, None)

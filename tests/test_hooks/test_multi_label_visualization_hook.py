@@ -117,3 +117,13 @@ def test_images_of_a_test_are_drawn_where_a_folder_is_named(stub, samples, tmp_p
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match='max_classes=0'):
         MultiLabelVisualizationHook(max_classes=0)
+
+
+@pytest.mark.parametrize('kwargs, color', [({}, 'lime'), (dict(score_thr=0.95), 'orange')])
+def test_what_the_head_calls_a_label_is_one(stub, samples, monkeypatch, kwargs, color):
+    """Also where its probability is low, as that of the first of many classes may be."""
+    samples[0].pred_score[:] = 0.1
+    colors = []
+    monkeypatch.setattr(MultiLabelVisualizer, 'draw_texts', lambda *_, **kwargs: colors.append(kwargs['colors']))
+    MultiLabelVisualizationHook(draw=True, interval=1, **kwargs).after_val_iter(stub, 0, {}, samples)
+    assert colors == [color]

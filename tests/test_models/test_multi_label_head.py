@@ -220,6 +220,7 @@ def test_initialisation_is_normal_with_deviation_0_01(bottleneck_features):
         (dict(thr=1.5), r'thr=1.5 .* \[0, 1\]'),
         (dict(topk=4), r'topk=4 .* \[1, num_classes=3\]'),
         (dict(topk=0), 'topk=0'),
+        (dict(loss=dict(type='AsymmetricLoss', reduction='sum')), "reduction='sum' of AsymmetricLoss: .*loss_weight=N"),
     ],
 )
 def test_bad_arguments_are_named(kwargs, message):

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from audit_labels import last_epochs, predict, training_set
 from benchmarking import table
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from asl_mmdet.command_line import build_runner, exit_on_known_faults
+from asl_mmdet.command_line import add_cfg_options, build_runner, exit_on_known_faults, positive, read_config
 from asl_mmdet.datasets import MultiLabelDataset
 from asl_mmdet.datasets.corrections import HEADER
 from asl_mmdet.evaluation.multi_label import average_precision, rank_positives
@@ -37,21 +37,19 @@ def main() -> None:
     parser.add_argument('--work-dir', type=Path, required=True)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--hide', type=float, default=0.1, help='share of the positives (default: %(default)s)')
-    parser.add_argument('--epochs', type=int, default=5, help='last epochs that are averaged (default: %(default)s)')
-    parser.add_argument('--folds', type=int, default=3, help='parts of the split (default: %(default)s)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings of the config'
+        '--epochs', type=positive, default=5, help='last epochs that are averaged (default: %(default)s)'
     )
+    parser.add_argument('--folds', type=int, default=3, help='parts of the split (default: %(default)s)')
+    add_cfg_options(parser)
     args = parser.parse_args()
-    if not 0 < args.hide < 1 or args.folds < 2 or args.epochs < 1:
-        parser.error('--hide lies between 0 and 1, --folds is 2 or more, --epochs 1 or more')
+    if not 0 < args.hide < 1 or args.folds < 2:
+        parser.error('--hide lies between 0 and 1, --folds is 2 or more')
     try:
         import cleanlab  # noqa: F401
     except ImportError:
         parser.error('confident learning wants cleanlab: pip install cleanlab')
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options)
     init_default_scope('mmdet')
     with exit_on_known_faults():
         measured = [measure(cfg, seed, args) for seed in args.seeds]

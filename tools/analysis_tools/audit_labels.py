@@ -22,13 +22,13 @@ import mmcv
 import numpy as np
 import torch
 from mmdet.registry import DATASETS, MODELS
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
 from asl_mmdet.checkpoint import read_checkpoint
-from asl_mmdet.command_line import exit_on_known_faults, present_device
+from asl_mmdet.command_line import add_cfg_options, exit_on_known_faults, positive, present_device, read_config
 from asl_mmdet.datasets import AnnotationError, MultiLabelDataset
 from asl_mmdet.datasets.corrections import read_corrections
 from asl_mmdet.inferencer import MultiLabelInferencer
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument('checkpoints', metavar='CHECKPOINT', nargs='+', type=Path, help='checkpoint files')
     parser.add_argument(
         '--epochs',
-        type=int,
+        type=positive,
         default=5,
         help='how many checkpoints to average where one is named (default: %(default)s)',
     )
@@ -61,24 +61,17 @@ def main() -> None:
     )
     parser.add_argument('--out-dir', type=Path, help='default: label_audit beside the last checkpoint')
     parser.add_argument(
-        '--page-limit', type=int, default=1000, help='suspects of each kind on the page (default: %(default)s)'
+        '--page-limit', type=positive, default=1000, help='suspects of each kind on the page (default: %(default)s)'
     )
     parser.add_argument('--device', type=present_device, help='such as cuda:1 (default: a GPU where there is one)')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings of the config'
-    )
+    add_cfg_options(parser)
     args = parser.parse_args()
     if args.missing < 0:
         parser.error(f'--missing {args.missing}: give a number of 0 or more')
-    for name in ('epochs', 'page_limit'):
-        if getattr(args, name) < 1:
-            parser.error(f'--{name.replace("_", "-")} {getattr(args, name)}: give a number of 1 or more')
-    for path in (Path(args.config), *args.checkpoints):
+    for path in args.checkpoints:
         if not path.is_file():
             parser.error(f'there is no file {path}')
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options)
     init_default_scope('mmdet')
     with exit_on_known_faults():
         try:

@@ -19,13 +19,14 @@ import numpy as np
 from benchmarking import table
 from mmdet.registry import DATASETS
 from mmdet.utils import register_all_modules
-from mmengine.config import Config, DictAction
 from mmengine.dataset import BaseDataset
 from mmengine.fileio import get as read_bytes
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from rich.console import Console
 from rich.progress import track
+
+from asl_mmdet.command_line import add_cfg_options, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/multi_label/tresnet-m_asl_8xb16-60e_coco2014-224.py'
@@ -103,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--config', default=str(CONFIG), help='its training set must be a CocoMultiLabelDataset')
     parser.add_argument('--images', type=Path, metavar='FOLDER', help='pictures to read (default: 64 drawn ones)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    add_cfg_options(parser)
     parser.add_argument('--workers', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--batches', type=int, default=20, help='batches of a turn')
     parser.add_argument('--rounds', type=int, default=9)
@@ -111,8 +112,7 @@ def main() -> None:
     args = parser.parse_args()
 
     register_all_modules(init_default_scope=True)
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options)
     set_multi_processing(**cfg.env_cfg.mp_cfg)
     loader_cfg = cfg.train_dataloader.to_dict()
     dataset_cfg = loader_cfg.pop('dataset')

@@ -19,13 +19,13 @@ from matplotlib.figure import Figure
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.model import ImgDataPreprocessor
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
-from asl_mmdet.command_line import exit_on_known_faults
+from asl_mmdet.command_line import add_cfg_options, exit_on_known_faults, positive, read_config
 from asl_mmdet.datasets.detection import guard_detection_data
 from asl_mmdet.hooks.exact_resume_hook import seed_from
 from asl_mmdet.progress import track
@@ -44,27 +44,14 @@ def main() -> None:
     parser.add_argument('--index', type=int, nargs='+', help='these images, counted from 0, instead')
     parser.add_argument('--repeat', type=positive, default=1, help='so many augmentations of each')
     parser.add_argument('--seed', type=int, default=0, help='of the augmentation')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings of the config'
-    )
+    add_cfg_options(parser)
     args = parser.parse_args()
-    if not Path(args.config).is_file():
-        parser.error(f'no config file {args.config}')
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options)
     if not cfg.get(f'{args.split}_dataloader'):
         parser.error(f'{args.config} has no {args.split}_dataloader')
     out = args.out or Path('work_dirs', Path(args.config).stem, f'browse_{args.split}')
     with exit_on_known_faults():
         browse(cfg, args.split, out, args.n, args.index, args.repeat, args.seed)
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{text} is below 1')
-    return value
 
 
 def browse(
