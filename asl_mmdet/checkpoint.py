@@ -36,6 +36,10 @@ class CheckpointError(ValueError):
     """A file is damaged, is no checkpoint, or holds what is not admitted; the message is complete."""
 
 
+class MissingCheckpointError(CheckpointError, FileNotFoundError):
+    """There is no such file."""
+
+
 def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 'cpu') -> dict:
     """Content of a ``.safetensors`` file, or of any file that ``torch.save`` wrote.
 
@@ -45,13 +49,13 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 
     that you trust.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        MissingCheckpointError: There is no such file; a FileNotFoundError, too.
         CheckpointError: The file is no checkpoint, is damaged, or holds objects other than the above.
         ImportError: The file ends in ``.safetensors`` and that package is not installed.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no file '{path}'")
+        raise MissingCheckpointError(f"no checkpoint file '{path}'")
     if path.suffix == '.safetensors':
         return _read_safetensors(path, map_location)
 

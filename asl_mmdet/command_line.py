@@ -226,6 +226,9 @@ def exit_on_known_faults() -> Iterator[None]:
             sys.excepthook = lambda *_: None
             atexit.register(_leave_process_group)
         raise
+    except (CheckpointError, NonFiniteError) as error:
+        print_log(str(error), 'current', logging.ERROR)
+        sys.exit(1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -235,9 +238,6 @@ def exit_on_known_faults() -> Iterator[None]:
         # mmengine's backends say which package to install; other imports fail because of a defect.
         if 'pip install' not in str(error):
             raise
-        print_log(str(error), 'current', logging.ERROR)
-        sys.exit(1)
-    except (CheckpointError, NonFiniteError) as error:
         print_log(str(error), 'current', logging.ERROR)
         sys.exit(1)
     except AnnotationError as error:

@@ -17,9 +17,10 @@ from mmdet.models.layers import InvertedResidual
 from mmdet.models.utils import make_divisible
 from mmdet.registry import MODELS
 from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from ..checkpoint import read_checkpoint
+from ..checkpoint import CheckpointError
 from .staged_backbone import StagedBackbone
 
 
@@ -87,7 +88,7 @@ class OFA595(StagedBackbone):
             BN in eval.
         norm_cfg: a BN type, such as ``dict(type='SyncBN')``.
         norm_eval: keeps BN in eval in ``train()``, so its running statistics do not move.
-        init_cfg: ``dict(type='Pretrained', checkpoint=PATH)`` loads a local file, the authors' ``init`` or our own;
+        init_cfg: ``dict(type='Pretrained', checkpoint=PATH)`` loads a file, the authors' ``init`` or our own;
             ``prefix='backbone.'`` takes the backbone out of a whole model's checkpoint.
 
     Raises:
@@ -146,18 +147,18 @@ class OFA595(StagedBackbone):
     def load_pretrained(
         self, path: str | Path, prefix: str | None = None, map_location: str | torch.device | None = 'cpu'
     ) -> None:
-        """Load a local file of the authors' layout or our own, all or nothing.
+        """Load a file, or one at an address, of the authors' layout or our own, all or nothing.
 
         Args:
             path: its tensors may lie under ``state_dict``.
             prefix: takes only the keys under this one.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file cannot be read without running code from it, or lacks tensors of the model or holds
-                them in another shape; the model is unchanged then.
+            MissingCheckpointError: there is no such file.
+            CheckpointError: the file cannot be read without running code from it, or lacks tensors of the model or
+                holds them in another shape; the model is unchanged then.
         """
-        content = read_checkpoint(path, map_location)
+        content = CheckpointLoader.load_checkpoint(str(path), map_location)
         state = content.get('state_dict', content) if isinstance(content, Mapping) else {}
         if prefix:
             prefix = prefix.removesuffix('.') + '.'
@@ -171,7 +172,7 @@ class OFA595(StagedBackbone):
         ]
         if wrong:
             where = f' under the prefix {prefix!r}' if prefix else ''
-            raise ValueError(
+            raise CheckpointError(
                 f"'{path}' does not fit OFA595: {len(wrong)} of {len(expected)} tensors are missing{where} or "
                 f"of another shape, {wrong[0]} among them. The authors' file is 'init' of "
                 'flops@595M_top1@80.0_finetune@75'

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmdet.registry import MODELS
 from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import read_checkpoint
+from ..checkpoint import CheckpointError, MissingCheckpointError
 from .staged_backbone import StagedBackbone
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -189,7 +190,7 @@ class TResNet(StagedBackbone):
             False suits training from scratch and multi-label classification.
         with_cp: Recomputes each block in the backward pass to save memory. As in mmdet's ResNet, BN statistics that do
             move then move twice per iteration.
-        init_cfg: ``dict(type='Pretrained', checkpoint=PATH)`` loads a local file: our own, the official ``.pth``, or
+        init_cfg: ``dict(type='Pretrained', checkpoint=PATH)`` loads a file: our own, the official ``.pth``, or
             timm's ``tresnet_*`` (``.pth``, ``.safetensors``), see :meth:`load_pretrained`; ``prefix='backbone.'`` takes
             the backbone out of a whole model's checkpoint. None keeps the initialisation of the official code.
             Other types are mmengine's.
@@ -266,15 +267,15 @@ class TResNet(StagedBackbone):
         """Load a file in any layout that :func:`read_weights` knows and log what was loaded and what was left out.
 
         Raises:
-            FileNotFoundError: There is no such file; the error says where such files come from.
-            ValueError: The file cannot be read or does not fit the model, which is unchanged then.
+            MissingCheckpointError: There is no such file; the error says where such files come from.
+            CheckpointError: The file cannot be read or does not fit the model, which is unchanged then.
         """
         try:
             weights = read_weights(path, prefix, map_location)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(_where_weights_come_from(path, self)) from error
+        except MissingCheckpointError as error:
+            raise MissingCheckpointError(_where_weights_come_from(path, self)) from error
         unbuilt = load_weights(self, weights, path)
-        left_out = sorted(weights.left_out + unbuilt)
+        left_out = sorted([*weights.left_out, *unbuilt])
         converted = ', InPlaceABN weights w converted to |w| + 1e-5 for BN' if weights.layout == 'official' else ''
         print_log(
             f"TResNet: loaded {len(weights.state) - len(unbuilt)} tensors from '{path}' ({weights.layout} layout"
@@ -348,11 +349,11 @@ _TIMM_WEIGHTS = {
 
 
 class TResNetWeights(NamedTuple):
-    """A checkpoint's tensors under our keys, the layout they came in, and the keys that are no part of a backbone."""
+    """A checkpoint's tensors under our keys, the layout they came in, and what is no part of a backbone: ``head.*``."""
 
     state: dict[str, torch.Tensor]
     layout: str
-    left_out: list[str]
+    left_out: dict[str, torch.Tensor]
 
     @property
     def arch(self) -> str | dict:
@@ -371,20 +372,20 @@ def read_weights(
     them. A file of the official layout that was converted already moves by another 1e-5.
 
     Args:
-        path: A local file; its tensors may lie under ``state_dict`` or ``model`` and under ``module.``.
+        path: A file or its address; its tensors may lie under ``state_dict`` or ``model`` and under ``module.``.
         prefix: Takes only the keys under this one, such as ``backbone.`` in the checkpoint of a detector.
         map_location: As ``torch.load``'s.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file cannot be read without running code from it, or holds no TResNet under ``prefix``.
+        MissingCheckpointError: There is no such file.
+        CheckpointError: The file cannot be read without running code from it, or holds no TResNet under ``prefix``.
     """
-    content = read_checkpoint(path, map_location)
+    content = CheckpointLoader.load_checkpoint(str(path), map_location)
     for container in ('model', 'state_dict'):
         if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
             content = content[container]
     if not isinstance(content, Mapping):
-        raise ValueError(f"'{path}' holds a {type(content).__name__} where a dict of tensors is expected")
+        raise CheckpointError(f"'{path}' holds a {type(content).__name__} where a dict of tensors is expected")
     tensors = {
         str(key).removeprefix('module.'): value for key, value in content.items() if isinstance(value, torch.Tensor)
     }
@@ -394,12 +395,12 @@ def read_weights(
 
     layout = next((layout for key, layout in _STEM_KEYS.items() if key in tensors), None)
     if layout is None:
-        raise ValueError(_no_tresnet(path, prefix, content))
+        raise CheckpointError(_no_tresnet(path, prefix, content))
 
-    state, left_out = {}, []
+    state, left_out = {}, {}
     for key, value in tensors.items():
         if layout != 'own' and key.startswith('head.'):
-            left_out.append(key)
+            left_out[key] = value
             continue
         own_key = key if layout == 'own' else _own_key(key)
         if layout == 'official' and own_key.endswith('norm.weight'):
@@ -437,7 +438,7 @@ def load_weights(model: TResNet, weights: TResNetWeights, source: str | Path) ->
         The keys left out because they belong to stages that ``out_indices`` does not need.
 
     Raises:
-        ValueError: Keys are missing, unexpected or of another shape; the model is unchanged then.
+        CheckpointError: Keys are missing, unexpected or of another shape; the model is unchanged then.
     """
     expected = model.state_dict()
     unbuilt = [key for key in weights.state if re.match(r'layer\d\.', key) and int(key[5]) > len(model.stages)]
@@ -462,7 +463,7 @@ def load_weights(model: TResNet, weights: TResNetWeights, source: str | Path) ->
                 'The arch is the same, so the file is incomplete (download it again) or the backbone was built '
                 'differently (in_channels, norm_cfg). init_cfg=None trains from scratch.'
             )
-        raise ValueError(
+        raise CheckpointError(
             f"'{source}' ({weights.layout} layout) does not fit TResNet(arch={model.arch!r}): {found}. {remedy}"
         )
     model.load_state_dict(state, strict=False)
@@ -477,11 +478,11 @@ def _where_weights_come_from(path: str | Path, model: TResNet) -> str:
     if model.norm_eval:
         options.append('norm_eval=False')
     return (
-        f"init_cfg.checkpoint: there is no local file '{path}'. Weights of TResNet are published as timm's model files "
-        f'on the Hugging Face hub ({names or "; ".join(_TIMM_WEIGHTS.values())}: model.safetensors of '
-        'https://huggingface.co/timm/NAME) and in the official model zoos (MODEL_ZOO.md of '
-        'https://github.com/mrT23/TResNet, https://github.com/Alibaba-MIIL/ImageNet21K and '
-        'https://github.com/Alibaba-MIIL/ASL). Download one and give its path, or train from scratch with '
+        f"init_cfg.checkpoint: there is no file '{path}'. Weights of TResNet are published as timm's model files on "
+        f'the Hugging Face hub ({names or "; ".join(_TIMM_WEIGHTS.values())}: '
+        'https://huggingface.co/timm/NAME/resolve/main/model.safetensors) and in the official model zoos (MODEL_ZOO.md '
+        'of https://github.com/mrT23/TResNet, https://github.com/Alibaba-MIIL/ImageNet21K and '
+        'https://github.com/Alibaba-MIIL/ASL). Give the path of one, or its address, or train from scratch with '
         f'{", ".join(options)} (on the command line: --cfg-options '
         f'{" ".join(f"model.backbone.{option}" for option in options)}).'
     )

@@ -19,6 +19,8 @@ from mmengine.registry import DefaultScope
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from asl_mmdet.checkpoint import load_all_weights, read_checkpoint
+from asl_mmdet.models import ImageClassifier
 from asl_mmdet.models.tresnet import ARCHITECTURES, BlurPool, TResNet, space_to_depth
 
 TINY = dict(layers=(1, 2, 1, 1), width=0.25)
@@ -446,7 +448,7 @@ def test_missing_file_says_where_weights_come_from(tmp_path, arch):
     with pytest.raises(FileNotFoundError) as error:
         initialised(path, arch)
     message = str(error.value)
-    assert f"no local file '{path}'" in message
+    assert f"no file '{path}'" in message
     assert 'tresnet_m.miil_in21k' in message and 'https://huggingface.co/timm/' in message
     assert ('tresnet_xl.miil_in1k' in message) == (arch is TINY)
     assert 'https://github.com/Alibaba-MIIL/ASL' in message
@@ -654,6 +656,47 @@ def test_converter_writes_safetensors_and_takes_a_prefix(tmp_path, monkeypatch):
     written = load_file(dst)
     assert written.keys() == source.state_dict().keys()
     assert all(torch.equal(value, written[key]) for key, value in source.state_dict().items())
+
+
+@pytest.mark.parametrize('bottleneck', [None, 6])
+def test_converter_writes_the_authors_classifiers_whole(tmp_path, monkeypatch, capsys, bottleneck):
+    """The names of the head in the official code: head.fc, with two layers behind one another for Open Images."""
+
+    def classifier():
+        head = dict(type='MultiLabelLinearClsHead', num_classes=2, in_channels=512, bottleneck_features=bottleneck)
+        return randomise(ImageClassifier(backbone=dict(type='TResNet', arch=TINY), head=head)).eval()
+
+    source = classifier()
+    source.head.init_weights()
+    layers = ['fc'] if bottleneck is None else ['fc.embedding_generator.0', 'fc.FC']
+    state = official_layout(source.backbone.state_dict())
+    own = source.head.state_dict()
+    state |= {f'head.{layer}.{name}': own[f'{layer}.{name}'] for layer in layers for name in ('weight', 'bias')}
+    content = dict(model=state, num_classes=2, idx_to_class={'1': 'dog', '0': 'cat'})
+    torch.save(content, tmp_path / 'official.pth')
+    monkeypatch.setattr(
+        sys, 'argv', ['tresnet.py', str(tmp_path / 'official.pth'), str(tmp_path / 'own.pth'), '--head']
+    )
+    runpy.run_path(CONVERTER, run_name='__main__')
+    assert 'left out' not in capsys.readouterr().out
+    written = read_checkpoint(tmp_path / 'own.pth')
+    assert written['meta']['dataset_meta'] == dict(classes=('cat', 'dog'))
+    model = classifier()
+    load_all_weights(model, written, tmp_path / 'own.pth')
+    x = images(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, mode='tensor'), source(x, mode='tensor'), rtol=1e-4, atol=1e-5)
+
+
+def test_converter_wants_a_classifier_for_a_whole_one(tmp_path, monkeypatch, capsys):
+    torch.save(official_layout(tiny().state_dict()), tmp_path / 'official.pth')
+    for dst, status, message in (('own.pth', 1, 'begins with head.fc.'), ('own.safetensors', 2, 'is written as .pth')):
+        argv = ['tresnet.py', str(tmp_path / 'official.pth'), str(tmp_path / dst), '--head']
+        monkeypatch.setattr(sys, 'argv', argv)
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_path(CONVERTER, run_name='__main__')
+        assert exit_.value.code == status and message in capsys.readouterr().err
+        assert not (tmp_path / dst).exists()
 
 
 @pytest.mark.parametrize(
