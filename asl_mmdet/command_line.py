@@ -9,6 +9,7 @@ import inspect
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -103,7 +104,7 @@ def read_config(path: str | Path, options: Mapping[str, object]) -> Config:
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError) as error:
-        sys.exit(f'--cfg-options {" ".join(map(str, options))}: {error.args[0]}')
+        sys.exit(f'--cfg-options {textwrap.shorten(" ".join(options), 150)}: {error.args[0]}')
     return cfg
 
 

@@ -149,8 +149,12 @@ def test_a_base_that_is_missing_is_named_with_the_config(tmp_path):
 
 
 def test_a_place_that_a_config_does_not_have(tmp_path):
-    (tmp_path / 'config.py').write_text('param_scheduler = [dict(end=3)]')
-    for option, message in (('param_scheduler.9.end=4', 'Index 9 exceeds'), ('param_scheduler.end=4', '')):
+    (tmp_path / 'config.py').write_text('param_scheduler = [dict(end=3)]\nload_from = None')
+    for option, message in (
+        ('param_scheduler.9.end=4', 'Index 9 exceeds the length'),
+        ('param_scheduler.end=4', 'list indices must be integers'),
+        ('load_from.x=1', "load_from={'x': 1} in child config cannot inherit"),
+    ):
         with pytest.raises(SystemExit, match=f'--cfg-options {option.partition("=")[0]}: .*{message}'):
             loaded(tmp_path / 'config.py', option)
     assert loaded(tmp_path / 'config.py', 'param_scheduler.0.end=4').param_scheduler[0].end == 4

@@ -468,19 +468,14 @@ def test_weights_of_another_model_are_not_begun_with(shapes, tmp_path):
     model = MODELS.build(Config.fromfile(ROOT / CONFIG).model)
     torch.save(dict(model=model.state_dict(), num_classes=6), tmp_path / 'official.pth')
     torch.save(dict(state_dict=model.state_dict(), meta=dict(epoch=1, iter=2)), tmp_path / 'detector.pth')
-    for options, message in (
-        (
-            ['--cfg-options', f'load_from={tmp_path}/official.pth'],
-            'holds no tensor .*: it has model, num_classes ..., ',
-        ),
-        (
-            ['--resume', tmp_path / 'detector.pth', '--cfg-options'],
-            r'does not fit .* \d+ tensors are missing .*head.fc',
-        ),
+    backbone = [f'model.backbone.init_cfg.{key}' for key in ('_delete_=True', 'type=Pretrained', 'checkpoint=none.pth')]
+    for resume, options, message in (
+        ([], [f'load_from={tmp_path}/official.pth'], 'holds no tensor .*: it has model, num_classes ..., '),
+        ([], backbone, "there is no file 'none.pth'. Weights of TResNet are published"),
+        (['--resume', tmp_path / 'detector.pth'], [], r'does not fit .* \d+ tensors are missing .*head.fc'),
     ):
-        done = run_tool(
-            'tools/train.py', CLASSIFIER, '--work-dir', tmp_path / 'run', *options, *classifier_on(shapes)[1:]
-        )
+        options = classifier_on(shapes, *options)
+        done = run_tool('tools/train.py', CLASSIFIER, '--work-dir', tmp_path / 'run', *resume, *options)
         assert done.returncode == 1 and 'Traceback' not in done.stdout
         assert re.search(message, done.stdout.splitlines()[-1]), done.stdout
 
