@@ -7,6 +7,7 @@ appendix_h = dict(
             type='TResNet',
             arch='m',
             out_indices=(0, 1, 2, 3),
+            # As mmdet's ResNets; appendix H does not say.
             frozen_stages=1,
             norm_eval=True,
             init_cfg=dict(type='Pretrained', checkpoint='checkpoints/tresnet_m.pth'),

@@ -1,4 +1,4 @@
-# The public training script's schedule.
+# The public training script's loss and schedule.
 _base_ = [
     '../_base_/asl_mmdet.py',
     '../_base_/models/tresnet-l_asl.py',
@@ -7,6 +7,8 @@ _base_ = [
     '../_base_/schedules/asl_public_script_40e.py',
     '../_base_/multi_label_runtime.py',
 ]
+
+model = dict(head=dict(loss=dict(detach_focusing=True)))
 
 train_dataloader = dict(dataset=dict(pipeline={{_base_.train_pipeline}}))
 val_dataloader = dict(dataset=dict(pipeline={{_base_.test_pipeline}}))

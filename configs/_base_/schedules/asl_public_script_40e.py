@@ -1,4 +1,5 @@
-# What the authors' public training script does: half the paper's peak, and a cycle of 80 epochs that stops at 40.
+# What the authors' public training script does: half the paper's peak, and a cycle of 80 epochs that stops
+# at 40 (it breaks off where epoch > 40, counted from 0, which lets a 41st pass).
 _base_ = 'asl_onecycle_60e.py'
 
 # The script adds its weight decay of 1e-4 to the gradient of a sum over 128 images; our loss is their mean.
