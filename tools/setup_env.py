@@ -379,7 +379,7 @@ def compile_mmcv(python, requirement, archs, cuda_home, working, log, locked=Fal
         env.update(CUDA_HOME=cuda_home, TORCH_CUDA_ARCH_LIST=';'.join(archs))
     gpu = ', longer for a GPU' if archs else ''
     say(
-        f"mmcv's ops must be compiled for this torch: about 10 minutes on two cores{gpu}. It happens once, the wheel\n"
+        f"mmcv's ops must be compiled for this torch: 10 to 40 minutes on two cores{gpu}. It happens once, the wheel\n"
         f'is kept in {os.path.dirname(working)}; {log} has the details'
     )
 

@@ -226,6 +226,17 @@ def test_detached_focusing_is_autograd_with_a_constant_factor():
     assert torch.equal(value_and_grad(lambda z: official(z, labels), logits)[1], grad)
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_a_weight_may_be_a_mask(dtype):
+    logits, labels = torch.randn(6, 4, dtype=dtype), torch.randint(0, 2, (6, 4))
+    mask = torch.rand(6, 4) < 0.5
+    for one, other in zip(
+        value_and_grad(lambda z: AsymmetricLoss()(z, labels, mask), logits),
+        value_and_grad(lambda z: AsymmetricLoss()(z, labels, mask.float()), logits),
+    ):
+        assert torch.equal(one, other)
+
+
 def test_double_backward_is_refused():
     logits = torch.randn(3, 2, requires_grad=True)
     with pytest.raises(RuntimeError, match='differentiated once only.*without create_graph=True'):
