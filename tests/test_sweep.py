@@ -381,8 +381,8 @@ def test_runs_side_by_side_share_cores_and_gpus():
 
 
 # Table 2: focal, ten static weights, focusing, margin, both. Figure 4: three losses; figure 6: five gamma_pos on two
-# gamma_neg; figure 7: seven margins on three gamma. Of the small ones: eight losses, and six on two sets of labels, with
-# three seeds.
+# gamma_neg; figure 7: seven margins on three gamma. Of the small ones: eight losses, and six on two sets of labels,
+# with three seeds.
 RUNS_OF_THE_PAPER = {
     'table2_coco2014': 14,
     'table3_coco2014': 4,

@@ -491,6 +491,9 @@ def test_wrong_calls_say_what_is_wrong(tmp_path):
     assert done.returncode == 2 and f'no checkpoint file {tmp_path}/none.pth' in done.stdout
     done = run_tool('tools/train.py', CONFIG, '--amp', env=dict(CUDA_VISIBLE_DEVICES=''))
     assert done.returncode == 2 and '--amp needs a GPU' in done.stdout
+    amp = ('--cfg-options', 'optim_wrapper.type=AmpOptimWrapper')
+    done = run_tool('tools/train.py', CONFIG, *amp, env=dict(CUDA_VISIBLE_DEVICES=''))
+    assert done.returncode == 1 and done.stdout.endswith('--cfg-options optim_wrapper.type=OptimWrapper\n')
     done = run_tool('tools/train.py', tmp_path / 'none.py')
     assert done.returncode == 1 and f'no config file {tmp_path}/none.py' in done.stdout
     for script, usage in (

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.device import get_device
+from mmengine.optim import AmpOptimWrapper
 
 from asl_mmdet.command_line import (
     add_config_arguments,
@@ -51,6 +52,11 @@ def main() -> None:
             parser.error('--amp needs a GPU, and an optim_wrapper in the config')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.loss_scale = 'dynamic'
+    elif get_device() == 'cpu' and (cfg.get('optim_wrapper') or {}).get('type') in ('AmpOptimWrapper', AmpOptimWrapper):
+        sys.exit(
+            'optim_wrapper.type=AmpOptimWrapper, mixed precision, needs a GPU: without one add --cfg-options '
+            'optim_wrapper.type=OptimWrapper'
+        )
     if args.auto_scale_lr:
         if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
             parser.error(f'--auto-scale-lr: {args.config} lacks auto_scale_lr=dict(enable=False, base_batch_size=...)')

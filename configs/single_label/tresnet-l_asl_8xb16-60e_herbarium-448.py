@@ -1,7 +1,7 @@
 # Table 12 and appendix G: single labels over the 32,093 species. Appendix G does not name the form of the loss, the
 # margin, backbone and resolution: sigmoids, and what COCO is trained with, are our choice. tresnet-l_softmax-asl beside
-# this has the loss that the authors published for single labels. The paper's figures are of a test set whose labels are not
-# public; here a tenth of the training set is held out.
+# this has the loss that the authors published for single labels. The paper's figures are of a test set whose labels
+# are not public; here a tenth of the training set is held out.
 _base_ = [
     '../_base_/asl_mmdet.py',
     '../_base_/models/tresnet-l_asl.py',
