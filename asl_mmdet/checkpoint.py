@@ -41,25 +41,53 @@ class MissingCheckpointError(CheckpointError, FileNotFoundError):
 
 
 def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 'cpu') -> dict:
-    """Content of a ``.safetensors`` file, or of any file that ``torch.save`` wrote.
+    """Content of a ``.safetensors`` file, or of any file that ``torch.save`` wrote, here or at an address.
 
     Pickles are read with ``weights_only=True``: tensors, containers, strings and numbers, and beyond these only what
     mmengine's Runner puts into its checkpoints: the ``HistoryBuffer`` of logged scalars, its numpy arrays, and the
     annealing functions of ``OneCycleLR``. The environment variable ``ASL_TRUST_CHECKPOINTS=1`` lifts this for files
     that you trust.
 
+    Args:
+        path: a path, or an address that begins with http:// or https://, whose file is kept where ``torch.hub`` keeps
+            its own. The first process downloads it, on other nodes all do.
+
     Raises:
         MissingCheckpointError: There is no such file; a FileNotFoundError, too.
-        CheckpointError: The file is no checkpoint, is damaged, or holds objects other than the above.
+        CheckpointError: The file is no checkpoint, is damaged, cannot be downloaded, or holds objects other than the
+            above.
         ImportError: The file ends in ``.safetensors`` and that package is not installed.
     """
-    path = Path(path)
+    path = _downloaded(path) if is_address(path) else Path(path)
     if not path.is_file():
         raise MissingCheckpointError(f"no checkpoint file '{path}'")
     if path.suffix == '.safetensors':
         return _read_safetensors(path, map_location)
 
     return _read_pickle(path, path, map_location)
+
+
+def is_address(path: str | Path) -> bool:
+    return str(path).startswith(('http://', 'https://'))
+
+
+def _downloaded(address: str) -> Path:
+    name = Path(urlparse(address).path)
+    if not re.search(r'-[0-9a-f]{8,}$', name.stem):
+        # Without a digest in it, as those of OpenMMLab's files have, many files share a name: model.safetensors.
+        name = name.with_stem(f'{name.stem}-{hashlib.sha256(address.encode()).hexdigest()[:8]}')
+    path = Path(torch.hub.get_dir(), 'checkpoints', name.name)
+    for mine in (is_main_process(), not is_main_process()):
+        if mine and not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                torch.hub.download_url_to_file(address, str(path), progress=os.isatty(0))
+            except URLError as error:
+                raise CheckpointError(
+                    f"'{address}' cannot be downloaded: {error}. Download it elsewhere, and give its path"
+                ) from error
+        barrier()
+    return path
 
 
 def load_all_weights(model: nn.Module, content: Mapping, path: str | Path) -> None:
@@ -255,23 +283,7 @@ def load_from_local(filename: str, map_location=None) -> dict:
 
 
 def load_from_http(filename: str, map_location=None) -> dict:
-    """The file is kept where ``torch.hub`` keeps its own; the first process downloads it, on other nodes all do."""
-    name = Path(urlparse(filename).path)
-    if not re.search(r'-[0-9a-f]{8,}$', name.stem):
-        # Without a digest in it, as those of OpenMMLab's files have, many files share a name: model.safetensors.
-        name = name.with_stem(f'{name.stem}-{hashlib.sha256(filename.encode()).hexdigest()[:8]}')
-    path = Path(torch.hub.get_dir(), 'checkpoints', name.name)
-    for mine in (is_main_process(), not is_main_process()):
-        if mine and not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                torch.hub.download_url_to_file(filename, str(path), progress=os.isatty(0))
-            except URLError as error:
-                raise CheckpointError(
-                    f"'{filename}' cannot be downloaded: {error}. Download it elsewhere, and give its path"
-                ) from error
-        barrier()
-    return load_from_local(str(path), map_location)
+    return _for_runner(read_checkpoint(filename, map_location))
 
 
 def load_from_torchvision(filename: str, map_location=None) -> dict:

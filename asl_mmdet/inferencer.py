@@ -16,10 +16,9 @@ from mmengine.infer import BaseInferencer
 from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from .checkpoint import load_all_weights
+from .checkpoint import load_all_weights, read_checkpoint
 from .datasets.conversion import PICTURE_SUFFIXES
 from .structures import MultiLabelDataSample
 from .visualization import MultiLabelVisualizer
@@ -258,7 +257,7 @@ def trained_model(config: Config, checkpoint: str | Path) -> nn.Module:
         ValueError: the checkpoint cannot be read, does not fit the model, or names another number of classes; the
             model is of another kind.
     """
-    content = CheckpointLoader.load_checkpoint(str(checkpoint), 'cpu')
+    content = read_checkpoint(checkpoint)
     model = revert_sync_batchnorm(MODELS.build(config.model))
     head = next((name for name in ('head', 'bbox_head') if hasattr(model, name)), None)
     if head is None:

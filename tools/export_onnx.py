@@ -12,6 +12,7 @@ import numpy as np
 from mmdet.apis import DetInferencer
 from mmengine.config import Config
 
+from asl_mmdet.checkpoint import is_address
 from asl_mmdet.command_line import add_cfg_options, probability, read_config
 from asl_mmdet.inferencer import MultiLabelInferencer, image_files, trained_model
 from asl_mmdet.models import ImageClassifier
@@ -40,7 +41,7 @@ def main() -> None:
     add_cfg_options(parser)
     args = parser.parse_args()
     cfg = read_config(args.config, args.cfg_options)
-    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
+    if not is_address(args.checkpoint) and not Path(args.checkpoint).is_file():
         parser.error(f'there is no file {args.checkpoint}')
     if args.check and importlib.util.find_spec('onnxruntime') is None:
         parser.error('--check compares with onnxruntime, which is not installed: pip install onnxruntime')

@@ -10,9 +10,8 @@ import mmcv
 from mmdet.apis import DetInferencer
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader
 
-from asl_mmdet.checkpoint import load_all_weights
+from asl_mmdet.checkpoint import is_address, load_all_weights, read_checkpoint
 from asl_mmdet.command_line import add_cfg_options, positive, present_device, probability, read_config
 from asl_mmdet.datasets import AnnotationError, LoadNamedImage
 from asl_mmdet.fast_inference import fast_inference
@@ -50,7 +49,7 @@ def main() -> None:
     if args.all_scores and (not args.out or args.out.suffix != '.json'):
         parser.error('--all-scores: probabilities of all classes are written as JSON, --out FILE.json')
     cfg = read_config(args.config, args.cfg_options)
-    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
+    if not is_address(args.checkpoint) and not Path(args.checkpoint).is_file():
         parser.error(f'there is no file {args.checkpoint}')
     try:
         files = image_files(args.images)
@@ -101,7 +100,7 @@ def detect(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[lis
     threshold = OBJECT_SCORE_THR if args.score_thr is None else args.score_thr
     inferencer = DetInferencer(cfg, args.checkpoint, args.device, show_progress=False)
     # mmengine only logs what it has not found.
-    load_all_weights(inferencer.model, CheckpointLoader.load_checkpoint(args.checkpoint, 'cpu'), args.checkpoint)
+    load_all_weights(inferencer.model, read_checkpoint(args.checkpoint), args.checkpoint)
     if args.fast:
         fast_inference(inferencer.model, compile=True)
     classes = inferencer.model.dataset_meta['classes']

@@ -8,9 +8,8 @@ from mmdet.evaluation import DumpDetResults
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader
 
-from asl_mmdet.checkpoint import check_classes, load_all_weights
+from asl_mmdet.checkpoint import check_classes, is_address, load_all_weights, read_checkpoint
 from asl_mmdet.command_line import add_config_arguments, build_runner, exit_on_known_faults, load_config
 from asl_mmdet.hooks import FastInferenceHook
 from asl_mmdet.report import report_metric, write_report
@@ -35,7 +34,7 @@ def main() -> None:
     if args.out and args.out.suffix not in ('.pkl', '.pickle'):
         parser.error(f'--out {args.out}: predictions are written as .pkl or .pickle')
     cfg = load_config(args)
-    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
+    if not is_address(args.checkpoint) and not Path(args.checkpoint).is_file():
         parser.error(f'no checkpoint file {args.checkpoint}')
 
     setup_cache_size_limit_of_dynamo()
@@ -51,7 +50,7 @@ def main() -> None:
             parser.error(f'--report {args.report}: {error}')
     with exit_on_known_faults():
         runner = build_runner(cfg, 'test')
-        content = CheckpointLoader.load_checkpoint(args.checkpoint, 'cpu')
+        content = read_checkpoint(args.checkpoint)
         load_all_weights(runner.model, content, args.checkpoint)
         if runner.test_loop is not None:  # Runner.test says what is missing
             check_classes(content, runner.test_loop.dataloader.dataset.metainfo.get('classes', ()), args.checkpoint)

@@ -17,10 +17,9 @@ from mmdet.models.layers import InvertedResidual
 from mmdet.models.utils import make_divisible
 from mmdet.registry import MODELS
 from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError
+from ..checkpoint import CheckpointError, read_checkpoint
 from .staged_backbone import StagedBackbone
 
 
@@ -158,7 +157,7 @@ class OFA595(StagedBackbone):
             CheckpointError: the file cannot be read without running code from it, or lacks tensors of the model or
                 holds them in another shape; the model is unchanged then.
         """
-        content = CheckpointLoader.load_checkpoint(str(path), map_location)
+        content = read_checkpoint(path, map_location)
         state = content.get('state_dict', content) if isinstance(content, Mapping) else {}
         if prefix:
             prefix = prefix.removesuffix('.') + '.'

@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmdet.registry import MODELS
 from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import CheckpointError, MissingCheckpointError
+from ..checkpoint import CheckpointError, MissingCheckpointError, read_checkpoint
 from .staged_backbone import StagedBackbone
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -380,7 +379,7 @@ def read_weights(
         MissingCheckpointError: There is no such file.
         CheckpointError: The file cannot be read without running code from it, or holds no TResNet under ``prefix``.
     """
-    content = CheckpointLoader.load_checkpoint(str(path), map_location)
+    content = read_checkpoint(path, map_location)
     for container in ('model', 'state_dict'):
         if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
             content = content[container]
