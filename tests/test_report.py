@@ -205,7 +205,7 @@ def test_what_no_report_is_made_of():
         ConfigDict(type='X'),
     ]
     report_metric(evaluators)
-    assert [evaluator.type for evaluator in evaluators] == ['VOCMetric', 'CocoReportMetric', 'X']
+    assert [evaluator.type for evaluator in evaluators] == ['VOCMetric', 'mmdet.CocoReportMetric', 'X']
     evaluator = ConfigDict(type=MultiLabelMetric)
     report_metric([evaluator])
     assert METRICS.get(evaluator.type) is MultiLabelReportMetric
