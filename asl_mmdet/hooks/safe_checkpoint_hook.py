@@ -304,6 +304,20 @@ def _accumulates(optim_wrapper) -> bool:
     return any(wrapper._inner_count % wrapper._accumulative_counts for wrapper in wrappers)
 
 
+def _leave_signals_to_parent() -> None:
+    """In a process that is forked, by a metric say: a pool ends its own by SIGTERM, and Ctrl-C comes to all of them.
+
+    A handler of Python's would be too late: a signal just before the process waits for a lock is not seen.
+    """
+    for number in STOPPING:
+        owner = getattr(signal.getsignal(number), '__self__', None)
+        if isinstance(owner, SafeCheckpointHook):
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_leave_signals_to_parent)
+
+
 def _heed_parent_alone(worker_init_fn, worker_id: int) -> None:
     """Schedulers and terminals send signals to the worker processes, too, which the last batches still need."""
     if hasattr(signal, 'sigwaitinfo'):

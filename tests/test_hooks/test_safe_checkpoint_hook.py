@@ -400,3 +400,27 @@ def test_sigterm_in_a_validation(tmp_path):
     runner.train()
     assert (len(runner.model.seen), second.runs) == (8, 3)
     assert torch.load(tmp_path / 'epoch_3.pth', weights_only=False)['meta']['iter'] == 12
+
+
+def test_processes_that_a_metric_forks_end_when_they_are_told_to(tmp_path):
+    """As multiprocessing's pools tell theirs; Ctrl-C, which a terminal sends to all, they leave to the parent."""
+
+    def fork():
+        context = multiprocessing.get_context('fork')
+        children = [context.Process(target=time.sleep, args=(seconds,)) for seconds in (60, 1)]
+        for child in children:
+            child.start()
+        time.sleep(0.2)
+        os.kill(children[1].pid, signal.SIGINT)
+        children[0].terminate()
+        for child in children:
+            child.join(20)
+            exits.append(child.exitcode)
+            child.kill()
+        with context.Pool(2) as pool:
+            exits.append(pool.map(abs, [-1, -2]))
+
+    exits = []
+    runner = build_run(tmp_path, evaluator=Count(at=fork))
+    runner.train()
+    assert exits[:3] == [-signal.SIGTERM, 0, [1, 2]] and len(runner.model.seen) == 12
