@@ -462,7 +462,7 @@ def _suspicious_training(cfg: Config, runner: Runner, trained: _Watch) -> list[s
     if base and batch and base != batch and not cfg.auto_scale_lr.get('enable'):
         suspicious.append(
             f'the learning rate is meant for {base} images a step, and one process takes {batch}: train with '
-            f'{base / batch:g} processes, or with --auto-scale-lr'
+            + (f'{base // batch} processes, or with --auto-scale-lr' if base % batch == 0 else '--auto-scale-lr')
         )
     return suspicious
 

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 
@@ -321,9 +322,12 @@ def test_a_file_that_differs_is_told(tool, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(DetectionGraph, 'forward', moved)
     cfg = ROOT / 'configs' / CONFIGS['fcos']
     save(built(config_of(CONFIGS['fcos'])), tmp_path / 'checkpoint.pth')
-    common = (cfg, tmp_path / 'checkpoint.pth', '--out', tmp_path / 'a.onnx', '--check', pictures)
+    folder = shutil.copytree(pictures, tmp_path / 'pictures')
+    (folder / 'broken.jpg').write_text('no picture')
+    common = (cfg, tmp_path / 'checkpoint.pth', '--out', tmp_path / 'a.onnx', '--check', folder)
     status, printed = tool('export_onnx.py', *common)
     assert status == 1 and 'boxes differ by at most 1' in printed, printed
+    assert 'broken.jpg cannot be read' in printed and '2 pictures, ' in printed, printed
 
 
 def test_tool_names_what_is_wrong(tool, tmp_path):

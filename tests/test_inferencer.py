@@ -275,6 +275,12 @@ def test_tool_finds_objects(shapes, infer, tmp_path, monkeypatch):
     one = found[0]['objects'][0]
     assert set(one) == {'label', 'index', 'score', 'box'} and len(one['box']) == 4
     assert len(list((tmp_path / 'pictures').iterdir())) == 3
+    # Without boxes the pictures are the images, but for what matplotlib resamples.
+    plain = ('--score-thr', '1', '--show-dir', tmp_path / 'plain', '--out', tmp_path / 'plain.json')
+    assert infer(*common[:3], *plain)[0] == 0
+    for file in pictures:
+        image, drawn = (cv2.imread(str(path)).astype(float) for path in (file, tmp_path / 'plain' / file.name))
+        assert np.abs(drawn - image).mean() < np.abs(drawn[..., ::-1] - image).mean()
     # Folded, but not compiled, which takes a minute.
     monkeypatch.setattr('asl_mmdet.fast_inference.fast_inference', lambda model, compile: fast_inference(model))
     options = ('--fast', '--cfg-options', 'model.test_cfg.score_thr=0')

@@ -14,6 +14,7 @@ from mmengine.config import Config
 
 from asl_mmdet.checkpoint import is_address
 from asl_mmdet.command_line import add_cfg_options, probability, read_config
+from asl_mmdet.datasets import AnnotationError, LoadNamedImage
 from asl_mmdet.inferencer import MultiLabelInferencer, image_files, trained_model
 from asl_mmdet.models import ImageClassifier
 from asl_mmdet.onnx_export import export_onnx
@@ -97,7 +98,14 @@ def check(cfg: Config, args: argparse.Namespace, files: list[str], classifier: b
     score_thr = json.loads(session.get_modelmeta().custom_metadata_map['score_thr'])
     find = finder(cfg, args.checkpoint, score_thr, classifier)
     number, alone, box_gap, score_gap = 0, 0, 0, 0
+    load, compared = LoadNamedImage(), 0
     for file in track(files, 'Checking'):
+        try:
+            load(dict(img_path=file))
+        except AnnotationError as error:
+            print(error, file=sys.stderr)
+            continue
+        compared += 1
         expected, found = find(file), predict(session, file)
         pairs, left = pair(expected, found)
         number += len(expected)
@@ -110,10 +118,10 @@ def check(cfg: Config, args: argparse.Namespace, files: list[str], classifier: b
             score_gap = max(score_gap, abs(score - other_score))
             box_gap = max([box_gap, *np.abs(np.subtract(box, other_box))])
     print(
-        f'{len(files)} pictures, {number} labels, {alone} found by one of the two alone; '
+        f'{compared} pictures, {number} labels, {alone} found by one of the two alone; '
         f'boxes differ by at most {box_gap:.2g} pixels, scores by {score_gap:.2g}'
     )
-    return int(alone > 0 or box_gap > BOX_TOLERANCE or score_gap > SCORE_TOLERANCE)
+    return int(not compared or alone > 0 or box_gap > BOX_TOLERANCE or score_gap > SCORE_TOLERANCE)
 
 
 if __name__ == '__main__':

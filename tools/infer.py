@@ -134,7 +134,8 @@ def detect(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[lis
                 )
             )
             if args.show_dir:
-                mmcv.imwrite(found['visualization'][i][..., ::-1], str(args.show_dir / Path(file).name))
+                # mmdet draws on arrays as they are, here in the order of OpenCV.
+                mmcv.imwrite(found['visualization'][i], str(args.show_dir / Path(file).name))
     return results, skipped
 
 

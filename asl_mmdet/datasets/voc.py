@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import numpy as np
 from mmdet.registry import DATASETS
 
+from .conversion import PICTURE_SUFFIXES
 from .label_index import AnnotationError, LabelIndex, Ragged, encode_names, quoted, suggestion
 from .multi_label import MultiLabelDataset
 
@@ -17,7 +18,7 @@ class VOCMultiLabelDataset(MultiLabelDataset):
 
         VOC2007/ImageSets/Main/trainval.txt     one image id a line: 5,011 of them, test.txt has 4,952
         VOC2007/Annotations/000005.xml          its objects, each with name and difficult
-        VOC2007/JPEGImages/000005.jpg
+        VOC2007/JPEGImages/000005.jpg           or what its annotation's filename ends in
 
     Args:
         split: the file in ``ImageSets/Main``, without ``.txt``; ``ann_file`` overrides it.
@@ -60,7 +61,7 @@ class VOCMultiLabelDataset(MultiLabelDataset):
         classes = self._metainfo['classes']
         if set(classes) <= set(self.METAINFO['classes']):
             classes = self.METAINFO['classes']
-        ids, lists = [], dict(gt_label=([], []), gt_unknown=([], []))
+        ids, names, lists = [], [], dict(gt_label=([], []), gt_unknown=([], []))
         difficult_list = {'positive': 'gt_label', 'negative': None, 'unknown': 'gt_unknown'}[self.difficult]
         with open(self.ann_file, encoding='utf-8', errors='replace') as file:
             for line, image in enumerate(map(str.strip, file), 1):
@@ -75,35 +76,36 @@ class VOCMultiLabelDataset(MultiLabelDataset):
                 annotation = osp.join(self.data_root, 'Annotations', f'{image}.xml')
                 if not osp.isfile(annotation):
                     raise AnnotationError(f'{self.ann_file}, line {line}: there is no {annotation}')
-                easy, hard = self._objects(annotation, classes)
+                easy, hard, suffix = self._objects(annotation, classes)
                 for name, columns in (('gt_label', easy), (difficult_list, hard - easy)):
                     if name:
                         lists[name][0].extend([len(ids)] * len(columns))
                         lists[name][1].extend(columns)
                 ids.append(image)
+                names.append(image + suffix)
         if len(set(ids)) < len(ids):
             raise AnnotationError(f'{self.ann_file} lists {next(i for i in ids if ids.count(i) > 1)!r} twice')
         if self.difficult != 'unknown':
             del lists['gt_unknown']
         return LabelIndex(
-            encode_names(f'{image}.jpg' for image in ids),
+            encode_names(names),
             classes,
             {name: Ragged.from_pairs(*pairs, len(ids), len(classes)) for name, pairs in lists.items()},
             np.array([image.encode() for image in ids], dtype='S'),
         )
 
     def _objects(self, path, classes):
-        """Classes of the ordinary and of the difficult objects, two sets of indices."""
+        """Classes of the ordinary and of the difficult objects, two sets of indices, and the suffix of the picture."""
         with open(path, 'rb') as file:
             text = file.read()
         if b'<!DOCTYPE' in text or b'<!ENTITY' in text:
             raise AnnotationError(f"{path} declares a document type or entities, which VOC's files do not")
         try:
-            objects = ElementTree.fromstring(text).findall('object')
+            root = ElementTree.fromstring(text)
         except (ElementTree.ParseError, ValueError, LookupError) as error:
             raise AnnotationError(f'{path} is not an XML file: {error}') from None
         found = {'0': set(), '1': set()}
-        for entry in objects:
+        for entry in root.findall('object'):
             name = (entry.findtext('name') or '').strip()
             if name not in classes:
                 voc = self.METAINFO['classes']
@@ -123,4 +125,5 @@ class VOCMultiLabelDataset(MultiLabelDataset):
                     f'{path}: difficult is {quoted(difficult)} for an object {quoted(name)}, neither 0 nor 1'
                 )
             found[difficult].add(classes.index(name))
-        return found['0'], found['1']
+        suffix = osp.splitext((root.findtext('filename') or '').strip())[1]
+        return found['0'], found['1'], suffix if suffix.lower() in PICTURE_SUFFIXES else '.jpg'

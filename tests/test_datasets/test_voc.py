@@ -114,7 +114,11 @@ def test_faulty_image_lists_are_named(voc, text, message):
 def test_own_classes_in_this_form(voc):
     (voc / 'ImageSets/Main/trainval.txt').write_text('000005\n')
     (voc / 'Annotations/000005.xml').write_text(annotation(('helmet', 0), ('person', 0)))
+    text = (voc / 'Annotations/000005.xml').read_text().replace('x.jpg', 'x.PNG')
+    (voc / 'Annotations/000005.xml').write_text(text)
+    os.rename(voc / 'JPEGImages/000005.jpg', voc / 'JPEGImages/000005.PNG')
     dataset = VOCMultiLabelDataset(data_root=str(voc), metainfo=dict(classes=('vest', 'helmet', 'person')))
+    assert dataset.get_data_info(0)['img_path'].endswith('JPEGImages/000005.PNG')
     assert dataset.metainfo['classes'] == ('vest', 'helmet', 'person')
     assert lists(dataset) == {'000005': (['helmet', 'person'],)}
     with pytest.raises(AnnotationError, match=r"class 'helmet', which is none of VOC's 20. .*metainfo=dict\(classes"):
