@@ -33,6 +33,7 @@ from .command_line import build_runner, check_start
 from .datasets import AnnotationError, MultiLabelDataset
 from .datasets.detection import leaf_configs
 from .datasets.index_cache import cache_file
+from .datasets.label_index import suggestion
 from .evaluation.multi_label_metric import NothingToMeasureError
 from .hooks import DataCheckHook, NonFiniteHook
 from .hooks.data_check_hook import check_no_overlap, check_num_classes, leaf_datasets
@@ -74,6 +75,7 @@ def dry_run(cfg: Config) -> list[str]:
         with _doing('loading weights'):
             check_start(cfg, runner.model)
         has_data_check = any(isinstance(hook, DataCheckHook) for hook in runner.hooks)
+        watched = _watched_metrics(runner)
         # What would write checkpoints and batches, and the second would name a file that is gone.
         runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, (CheckpointHook, NonFiniteHook))]
         loops = {}
@@ -108,6 +110,7 @@ def dry_run(cfg: Config) -> list[str]:
         suspicious = [
             *_suspicious_data(loops, runner.model, has_data_check),
             *_suspicious_training(cfg, runner, trained),
+            *_suspicious_metrics(watched, evaluated.metrics),
         ]
         if any(path.suffix == '.pth' or path.name == 'last_checkpoint' for path in Path(work_dir).glob('*')):
             suspicious.append(f'{work_dir} holds checkpoints: training begins anew and replaces them; --resume goes on')
@@ -465,6 +468,26 @@ def _suspicious_training(cfg: Config, runner: Runner, trained: _Watch) -> list[s
             + (f'{base // batch} processes, or with --auto-scale-lr' if base % batch == 0 else '--auto-scale-lr')
         )
     return suspicious
+
+
+def _watched_metrics(runner: Runner) -> list[tuple[str, str]]:
+    """Settings of hooks that name a metric of the validation, with its name."""
+    watched = []
+    for hook in runner.hooks:
+        for setting in ('save_best', 'metric'):
+            names = getattr(hook, setting, None)
+            names = [names] if isinstance(names, str) else names or ()
+            watched += [(f'{setting} of {type(hook).__name__}', name) for name in names if name != 'auto']
+    return watched
+
+
+def _suspicious_metrics(watched: list[tuple[str, str]], metrics: dict[str, float]) -> list[str]:
+    return [
+        f'{setting} is {name!r}, none of the metrics of a batch{suggestion(name, [*metrics])}: {_some([*metrics])}. '
+        'The run ends at its first validation where it stays so'
+        for setting, name in watched
+        if metrics and name.removeprefix('raw/').removeprefix('ema/') not in metrics
+    ]
 
 
 def _batch_size(loader: DataLoader) -> int | None:

@@ -186,6 +186,18 @@ SUSPICIOUS = {
         r'4 of \d+ trainable parameters got no gradient: neck.lateral_convs.0.conv.weight, '
         r'neck.lateral_convs.0.conv.bias, neck.fpn_convs.0.conv.weight, neck.fpn_convs.0.conv.bias; with .*',
     ),
+    'best': (
+        {'default_hooks.checkpoint.save_best': 'mAP'},
+        "save_best of CheckpointHook is 'mAP', none of the metrics of a batch.*: multi-label/mAP, .* validation .*",
+    ),
+    'metric': (
+        {'custom_hooks.0.metric': 'multi-label/map'},
+        "metric of RawAndEMAHook is 'multi-label/map', .* .did you mean 'multi-label/mAP'.*",
+    ),
+    'part of a step': (
+        {'auto_scale_lr': dict(enable=False, base_batch_size=16)},
+        'the learning rate is meant for 16 images a step, and one process takes 6: train with --auto-scale-lr',
+    ),
     'processes': (
         {'auto_scale_lr': dict(enable=False, base_batch_size=12)},
         'the learning rate is meant for 12 images a step, and one process takes 6: train with 2 processes, or with '

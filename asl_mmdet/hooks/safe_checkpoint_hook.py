@@ -304,18 +304,40 @@ def _accumulates(optim_wrapper) -> bool:
     return any(wrapper._inner_count % wrapper._accumulative_counts for wrapper in wrappers)
 
 
-def _leave_signals_to_parent() -> None:
-    """In a process that is forked, by a metric say: a pool ends its own by SIGTERM, and Ctrl-C comes to all of them.
+# ------------------------------------------------------------------------------------------- processes that are forked
+# By a metric, say: a pool ends its own by SIGTERM and waits for them, and Ctrl-C comes to all of them. They get back
+# what SIGTERM does by default, and leave Ctrl-C to the parent. A handler of Python's would be too late in them: it does
+# not see a signal just before a wait. Nor would one be seen that comes before all is set, hence the masks.
 
-    A handler of Python's would be too late: a signal just before the process waits for a lock is not seen.
-    """
-    for number in STOPPING:
-        owner = getattr(signal.getsignal(number), '__self__', None)
-        if isinstance(owner, SafeCheckpointHook):
-            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+_forking = threading.local()
 
 
-os.register_at_fork(after_in_child=_leave_signals_to_parent)
+def _handled() -> list[signal.Signals]:
+    return [
+        number
+        for number in STOPPING
+        if isinstance(getattr(signal.getsignal(number), '__self__', None), SafeCheckpointHook)
+    ]
+
+
+def _before_fork() -> None:
+    if _handled():
+        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+
+
+def _after_fork() -> None:
+    mask = vars(_forking).pop('mask', None)
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _after_fork_in_child() -> None:
+    for number in _handled():
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+    _after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 def _heed_parent_alone(worker_init_fn, worker_id: int) -> None:
