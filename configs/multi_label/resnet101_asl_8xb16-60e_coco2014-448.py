@@ -1,13 +1,4 @@
 # Table 4 and figure 8: ResNet-101.
-_base_ = [
-    '../_base_/asl_mmdet.py',
-    '../_base_/models/resnet101_asl.py',
-    '../_base_/datasets/coco2014.py',
-    '../_base_/pipelines/squash_448.py',
-    '../_base_/schedules/asl_onecycle_60e.py',
-    '../_base_/multi_label_runtime.py',
-]
+_base_ = ['tresnet-l_asl_8xb16-60e_coco2014-448.py', '../_base_/models/resnet101.py']
 
-train_dataloader = dict(dataset=dict(pipeline={{_base_.train_pipeline}}))
-val_dataloader = dict(dataset=dict(pipeline={{_base_.test_pipeline}}))
-test_dataloader = dict(dataset=dict(pipeline={{_base_.test_pipeline}}))
+model = {{_base_.resnet101}}

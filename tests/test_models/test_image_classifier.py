@@ -145,7 +145,7 @@ def test_backbones_of_mmdet(backbone, in_channels):
 
 @pytest.mark.parametrize('name', ['tresnet-l_asl', 'resnet101_asl', 'ofa595_asl'])
 def test_models_of_the_paper(name):
-    model = Config.fromfile(ROOT / f'configs/_base_/models/{name}.py').model
+    model = Config.fromfile(ROOT / f'configs/multi_label/{name}_8xb16-60e_coco2014-448.py').model
     model.backbone.init_cfg = None
     model = MODELS.build(model).eval()
     with torch.no_grad():

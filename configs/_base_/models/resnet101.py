@@ -1,6 +1,5 @@
-_base_ = 'tresnet-l_asl.py'
-
-model = dict(
+# Taken over by name, over a recipe that has TResNet-L.
+resnet101 = dict(
     backbone=dict(
         _delete_=True,
         type='ResNet',
