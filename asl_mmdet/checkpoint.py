@@ -98,15 +98,10 @@ def load_all_weights(model: nn.Module, content: Mapping, path: str | Path) -> No
     Raises:
         CheckpointError: Parameters of the model, or statistics of its BN, are missing or of another shape.
     """
-    check_any_weights(model, content, path)
+    fitting = fitting_weights(model, content, path)
     model = model.module if is_model_wrapper(model) else model
-    state, own = content.get('state_dict', content), model.state_dict()
-    fitting = OrderedDict((key.removeprefix('module.'), value) for key, value in state.items())
-    for key in own.keys() & fitting.keys():
-        if own[key].shape != fitting[key].shape:
-            del fitting[key]
     # By which parts of a model know what they were called in earlier versions.
-    fitting._metadata = getattr(state, '_metadata', OrderedDict())
+    fitting._metadata = getattr(content.get('state_dict', content), '_metadata', OrderedDict())
     absent = model.load_state_dict(fitting, strict=False).missing_keys
     parameters = {name for name, _ in model.named_parameters()}
     lost = [key for key in absent if key in parameters or key.endswith(('running_mean', 'running_var'))]
@@ -117,22 +112,24 @@ def load_all_weights(model: nn.Module, content: Mapping, path: str | Path) -> No
         )
 
 
-def check_any_weights(model: nn.Module, content: Mapping, path: str | Path) -> None:
-    """Refuse the content of the checkpoint ``path`` of which nothing fits into a model; mmengine would only log that.
+def fitting_weights(model: nn.Module, content: Mapping, path: str | Path) -> OrderedDict:
+    """What the checkpoint ``path`` holds, by name, without what has another shape in the model.
 
     Raises:
-        CheckpointError: No tensor has name and shape of one of the model's.
+        CheckpointError: Nothing has name and shape of a tensor of the model; mmengine would only log that.
     """
-    model = model.module if is_model_wrapper(model) else model
-    state, own = content.get('state_dict', content), model.state_dict()
-    shapes = {key.removeprefix('module.'): getattr(value, 'shape', None) for key, value in state.items()}
-    if any(value.shape == shapes.get(key) for key, value in own.items()):
-        return
-    raise CheckpointError(
-        f"'{path}' holds no tensor of the config's model: it has {', '.join([*map(str, shapes)][:3]) or 'nothing'} "
-        f"..., the model {', '.join([*own][:3])} .... A backbone's weights belong in model.backbone.init_cfg; "
-        'tools/model_converters/tresnet.py --head makes a checkpoint of a whole classifier in the official layout'
+    own = (model.module if is_model_wrapper(model) else model).state_dict()
+    held = OrderedDict((str(key).removeprefix('module.'), x) for key, x in content.get('state_dict', content).items())
+    fitting = OrderedDict(
+        (key, x) for key, x in held.items() if key not in own or own[key].shape == getattr(x, 'shape', None)
     )
+    if own.keys().isdisjoint(fitting):
+        raise CheckpointError(
+            f"'{path}' holds no tensor of the config's model: it has {', '.join([*held][:3]) or 'nothing'} ..., the "
+            f"model {', '.join([*own][:3])} .... A backbone's weights belong in model.backbone.init_cfg; "
+            'tools/model_converters/tresnet.py --head makes a checkpoint of a whole classifier in the official layout'
+        )
+    return fitting
 
 
 def check_classes(content: Mapping, classes: Sequence[str], path: str | Path) -> None:
@@ -267,8 +264,7 @@ def _admitted_method(owner: type, name: str):
 def restrict_checkpoint_loader() -> None:
     """Let all that goes through mmengine's ``CheckpointLoader`` be read as by :func:`read_checkpoint`."""
     for prefixes, loader in (
-        ('', load_from_local),
-        (('http://', 'https://'), load_from_http),
+        (('', 'http://', 'https://'), load_from_file),
         (('modelzoo://', 'torchvision://'), load_from_torchvision),
         (('open-mmlab://', 'openmmlab://'), load_from_openmmlab),
         ('mmcls://', load_from_mmcls),
@@ -278,16 +274,12 @@ def restrict_checkpoint_loader() -> None:
         CheckpointLoader.register_scheme(prefixes, loader, force=True)
 
 
-def load_from_local(filename: str, map_location=None) -> dict:
+def load_from_file(filename: str, map_location=None) -> dict:
     return _for_runner(read_checkpoint(os.path.expanduser(filename), map_location))
 
 
-def load_from_http(filename: str, map_location=None) -> dict:
-    return _for_runner(read_checkpoint(filename, map_location))
-
-
 def load_from_torchvision(filename: str, map_location=None) -> dict:
-    return load_from_http(mmengine_checkpoint.get_torchvision_models()[filename.partition('://')[2]], map_location)
+    return load_from_file(mmengine_checkpoint.get_torchvision_models()[filename.partition('://')[2]], map_location)
 
 
 def load_from_openmmlab(filename: str, map_location=None) -> dict:
@@ -295,13 +287,13 @@ def load_from_openmmlab(filename: str, map_location=None) -> dict:
     name = mmengine_checkpoint.get_deprecated_model_names().get(name, name)
     place = mmengine_checkpoint.get_external_models()[name]
     if place.startswith(('http://', 'https://')):
-        return load_from_http(place, map_location)
-    return load_from_local(os.path.join(mmengine_checkpoint._get_mmengine_home(), place), map_location)
+        return load_from_file(place, map_location)
+    return load_from_file(os.path.join(mmengine_checkpoint._get_mmengine_home(), place), map_location)
 
 
 def load_from_mmcls(filename: str, map_location=None) -> dict:
     url = mmengine_checkpoint.get_mmcls_models()[filename.partition('://')[2]]
-    return mmengine_checkpoint._process_mmcls_checkpoint(load_from_http(url, map_location))
+    return mmengine_checkpoint._process_mmcls_checkpoint(load_from_file(url, map_location))
 
 
 def load_from_ceph(filename: str, map_location=None) -> dict:

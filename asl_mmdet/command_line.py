@@ -26,7 +26,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .checkpoint import CheckpointError, check_any_weights, load_all_weights
+from .checkpoint import CheckpointError, fitting_weights, load_all_weights
 from .datasets import AnnotationError
 from .datasets.detection import guard_detection_data
 from .datasets.label_index import quoted, suggestion
@@ -195,7 +195,7 @@ def check_start(cfg: Config, model: nn.Module) -> None:
     if not cfg.get('load_from') or (is_model_wrapper(model) and not isinstance(model, DistributedDataParallel)):
         return
     content = CheckpointLoader.load_checkpoint(cfg.load_from, 'cpu')
-    (load_all_weights if cfg.get('resume') else check_any_weights)(model, content, cfg.load_from)
+    (load_all_weights if cfg.get('resume') else fitting_weights)(model, content, cfg.load_from)
 
 
 def _leave_out_tensorboard_where_missing(cfg: Config) -> None:

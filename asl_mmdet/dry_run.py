@@ -35,7 +35,7 @@ from .datasets.detection import leaf_configs
 from .datasets.index_cache import cache_file
 from .datasets.label_index import suggestion
 from .evaluation.multi_label_metric import NothingToMeasureError
-from .hooks import DataCheckHook, NonFiniteHook
+from .hooks import DataCheckHook, NonFiniteHook, RawAndEMAHook
 from .hooks.data_check_hook import check_no_overlap, check_num_classes, leaf_datasets
 from .hooks.non_finite_hook import image_paths
 
@@ -474,10 +474,11 @@ def _watched_metrics(runner: Runner) -> list[tuple[str, str]]:
     """Settings of hooks that name a metric of the validation, with its name."""
     watched = []
     for hook in runner.hooks:
-        for setting in ('save_best', 'metric'):
-            names = getattr(hook, setting, None)
-            names = [names] if isinstance(names, str) else names or ()
-            watched += [(f'{setting} of {type(hook).__name__}', name) for name in names if name != 'auto']
+        if isinstance(hook, CheckpointHook):
+            names = [hook.save_best] if isinstance(hook.save_best, str) else hook.save_best or ()
+            watched += [(f'save_best of {type(hook).__name__}', name) for name in names if name != 'auto']
+        elif isinstance(hook, RawAndEMAHook) and hook.metric:
+            watched.append((f'metric of {type(hook).__name__}', hook.metric))
     return watched
 
 

@@ -19,8 +19,8 @@ from torch import nn
 from asl_mmdet.checkpoint import (
     TRUST,
     CheckpointError,
-    check_any_weights,
     check_classes,
+    fitting_weights,
     load_all_weights,
     read_checkpoint,
 )
@@ -259,8 +259,8 @@ def test_downloads_are_read_restricted_and_kept(tmp_path, monkeypatch):
 )
 def test_a_checkpoint_of_which_nothing_would_be_loaded(content, has):
     with pytest.raises(CheckpointError, match=rf"'a.pth' holds no tensor .*: it has {has} ..., the model 0.weight, "):
-        check_any_weights(network(), content, 'a.pth')
-    check_any_weights(network(), dict(state_dict={'module.0.bias': torch.zeros(2)}), 'a.pth')
+        fitting_weights(network(), content, 'a.pth')
+    fitting_weights(network(), dict(state_dict={'module.0.bias': torch.zeros(2)}), 'a.pth')
 
 
 def test_no_scheme_is_left_to_mmengines_loaders():

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 from mmengine.config import Config
+from mmengine.hooks import Hook
 
 from asl_mmdet.dry_run import DryRunError, dry_run
 from tests.conftest import ROOT, run_tool
@@ -308,3 +309,11 @@ def test_no_thread_writes_into_the_folder_that_is_removed(shapes, tmp_path, num_
     with contextlib.nullcontext() if num_classes == 6 else pytest.raises(DryRunError, match='building the model'):
         dry_run(cfg)
     assert set(threading.enumerate()) <= before
+
+
+def test_hooks_of_others_may_have_a_metric_of_any_kind(shapes, tmp_path):
+    class Own(Hook):
+        metric = save_best = object()
+
+    cfg = config_on(shapes, tmp_path, custom_hooks=[dict(type=Own)])
+    assert not [line for line in suspicions(dry_run(cfg)) if 'metric' in line]

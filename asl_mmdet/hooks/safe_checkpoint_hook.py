@@ -199,8 +199,7 @@ class SafeCheckpointHook(CheckpointHook):
         self.signal, self.interrupted_at = 0, None
         for number in STOPPING:
             # Of a training that ended with an error.
-            owner = getattr(signal.getsignal(number), '__self__', None)
-            if isinstance(owner, SafeCheckpointHook):
+            if owner := _owner(number):
                 owner._unwatch_signals()
             # In the background of a shell Ctrl-C is ignored.
             if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
@@ -312,16 +311,14 @@ def _accumulates(optim_wrapper) -> bool:
 _forking = threading.local()
 
 
-def _handled() -> list[signal.Signals]:
-    return [
-        number
-        for number in STOPPING
-        if isinstance(getattr(signal.getsignal(number), '__self__', None), SafeCheckpointHook)
-    ]
+def _owner(number: int) -> SafeCheckpointHook | None:
+    """The hook that handles this signal."""
+    owner = getattr(signal.getsignal(number), '__self__', None)
+    return owner if isinstance(owner, SafeCheckpointHook) else None
 
 
 def _before_fork() -> None:
-    if _handled():
+    if any(map(_owner, STOPPING)):
         _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
 
 
@@ -332,7 +329,7 @@ def _after_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
-    for number in _handled():
+    for number in filter(_owner, STOPPING):
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
     _after_fork()
 

@@ -348,11 +348,15 @@ _TIMM_WEIGHTS = {
 
 
 class TResNetWeights(NamedTuple):
-    """A checkpoint's tensors under our keys, the layout they came in, and what is no part of a backbone: ``head.*``."""
+    """A checkpoint's tensors under our keys, the layout they came in, and what is no part of a backbone: ``head.*``.
+
+    ``classes`` are the names that the authors' classifiers list by index, empty where a file has none.
+    """
 
     state: dict[str, torch.Tensor]
     layout: str
     left_out: dict[str, torch.Tensor]
+    classes: tuple[str, ...]
 
     @property
     def arch(self) -> str | dict:
@@ -380,6 +384,7 @@ def read_weights(
         CheckpointError: The file cannot be read without running code from it, or holds no TResNet under ``prefix``.
     """
     content = read_checkpoint(path, map_location)
+    names = content.get('idx_to_class') or {} if isinstance(content, Mapping) else {}
     for container in ('model', 'state_dict'):
         if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
             content = content[container]
@@ -405,7 +410,8 @@ def read_weights(
         if layout == 'official' and own_key.endswith('norm.weight'):
             value = value.abs() + 1e-5
         state[own_key] = value
-    return TResNetWeights(state, layout, left_out)
+    classes = tuple(names[index] for index in sorted(names, key=int))
+    return TResNetWeights(state, layout, left_out, classes)
 
 
 def _own_key(key: str) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from asl_mmdet.checkpoint import read_checkpoint
 from asl_mmdet.models.tresnet import ARCHITECTURES, TResNet, load_weights, read_weights
 
 
@@ -39,7 +38,7 @@ def main() -> None:
         meta, state = dict(arch=arch, source=args.src.name), model.state_dict()
         if args.head:
             state = {f'backbone.{key}': value for key, value in state.items()} | head_of(weights.left_out, args.src)
-            meta |= classes_of(args.src)
+            meta |= dict(dataset_meta=dict(classes=weights.classes)) if weights.classes else {}
     except ValueError as error:
         parser.exit(1, f'{error}\n')
 
@@ -60,16 +59,6 @@ def head_of(left_out: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     if not head:
         raise ValueError(f"'{path}' has no classifier: none of its keys begins with head.fc.")
     return head
-
-
-def classes_of(path: Path) -> dict[str, dict[str, tuple[str, ...]]]:
-    """What a checkpoint says of its data set; the authors' files list their classes by index, timm's not at all."""
-    names = read_checkpoint(path).get('idx_to_class')
-    if not names:
-        return {}
-    return dict(
-        dataset_meta=dict(classes=tuple(name for _, name in sorted(names.items(), key=lambda item: int(item[0]))))
-    )
 
 
 if __name__ == '__main__':
