@@ -32,6 +32,10 @@ class MultiLabelVisualizationHook(DetVisualizationHook):
             raise ValueError(f'max_classes={max_classes} of MultiLabelVisualizationHook must be 1 or more')
         self.max_classes = max_classes
 
+    def before_run(self, runner) -> None:
+        # mmdet's hook has the one that was made last, by whatever else runs in the process.
+        self._visualizer = runner.visualizer
+
     def after_test_iter(
         self, runner, batch_idx: int, data_batch: dict, outputs: Sequence[MultiLabelDataSample]
     ) -> None:

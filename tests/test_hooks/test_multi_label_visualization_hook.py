@@ -7,6 +7,7 @@ import torch
 from matplotlib.axes import Axes
 from mmengine.logging import MessageHub
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 
 from asl_mmdet.hooks import MultiLabelVisualizationHook
 from asl_mmdet.hooks.multi_label_visualization_hook import draw_class_ap
@@ -99,7 +100,7 @@ def test_names_are_no_formulas(bars):
 
 def test_images_of_a_validation_go_to_the_backends(stub, samples, tmp_path):
     hook = MultiLabelVisualizationHook(draw=True, interval=4)
-    hook._visualizer = stub.visualizer
+    hook.before_run(stub)
     for batch in range(3):
         hook.after_val_iter(stub, batch, None, samples)
     assert pictures_of(tmp_path, 'vis_data/vis_image/*') == ['val_img_8.png']
@@ -108,7 +109,7 @@ def test_images_of_a_validation_go_to_the_backends(stub, samples, tmp_path):
 def test_images_of_a_test_are_drawn_where_a_folder_is_named(stub, samples, tmp_path):
     for folder in (None, 'drawn'):
         hook = MultiLabelVisualizationHook(draw=True, test_out_dir=folder)
-        hook._visualizer = stub.visualizer
+        hook.before_run(stub)
         hook.after_test_iter(stub, 0, None, samples)
     assert pictures_of(tmp_path, 'vis_data/vis_image/*') == []
     assert pictures_of(tmp_path, 'now/drawn/*') == ['a.png']
@@ -125,5 +126,16 @@ def test_what_the_head_calls_a_label_is_one(stub, samples, monkeypatch, kwargs, 
     samples[0].pred_score[:] = 0.1
     colors = []
     monkeypatch.setattr(MultiLabelVisualizer, 'draw_texts', lambda *_, **kwargs: colors.append(kwargs['colors']))
-    MultiLabelVisualizationHook(draw=True, interval=1, **kwargs).after_val_iter(stub, 0, {}, samples)
+    hook = MultiLabelVisualizationHook(draw=True, interval=1, **kwargs)
+    hook.before_run(stub)
+    hook.after_val_iter(stub, 0, {}, samples)
     assert colors == [color]
+
+
+def test_pictures_go_to_the_visualizer_of_the_run(stub, samples, tmp_path, monkeypatch):
+    """Not to the one that was made last in the process, which may be no MultiLabelVisualizer."""
+    monkeypatch.setitem(Visualizer._instance_dict, 'another run', Visualizer('another run'))
+    hook = MultiLabelVisualizationHook(draw=True, interval=1)
+    hook.before_run(stub)
+    hook.after_val_iter(stub, 0, {}, samples)
+    assert pictures_of(tmp_path, 'vis_data/vis_image/*') == ['val_img_7.png']
