@@ -38,6 +38,7 @@ from .evaluation.multi_label_metric import NothingToMeasureError
 from .hooks import DataCheckHook, NonFiniteHook, RawAndEMAHook
 from .hooks.data_check_hook import check_no_overlap, check_num_classes, leaf_datasets
 from .hooks.non_finite_hook import image_paths
+from .models import AsymmetricLoss
 
 # Steps are timed behind the first, until there are so many or they have taken so many seconds.
 TIMED_STEPS = 6
@@ -247,6 +248,7 @@ class _Watch(Hook):
         self.initial_lr = math.nan
         self.optimized: set[nn.Parameter] = set()
         self.gradients: dict[str, bool] = {}  # of the first step, whether any number in it is not 0
+        self.uncalled = {name for name, module in self.model.named_modules() if isinstance(module, AsymmetricLoss)}
 
     def before_train(self, runner) -> None:
         groups = [group for wrapper in _wrappers(runner.optim_wrapper) for group in wrapper.param_groups]
@@ -256,11 +258,16 @@ class _Watch(Hook):
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 parameter.register_hook(partial(self._see_gradient, name))
+        for name in self.uncalled:
+            self.model.get_submodule(name).register_forward_hook(partial(self._see_call, name))
         self.ended = time.perf_counter()
 
     def _see_gradient(self, name: str, gradient: Tensor) -> None:
         if not self.losses:
             self.gradients[name] = self.gradients.get(name, False) or bool(gradient.any())
+
+    def _see_call(self, name: str, *_) -> None:
+        self.uncalled.discard(name)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         self.began = time.perf_counter()
@@ -448,6 +455,11 @@ def _suspicious_training(cfg: Config, runner: Runner, trained: _Watch) -> list[s
     left_out = [name for name in trainable if named[name] not in trained.optimized]
     if left_out:
         suspicious.append(f'the optimizer does not have {len(left_out)} trainable parameters: {_some(left_out)}')
+    for name in sorted(trained.uncalled):
+        suspicious.append(
+            f'no step called {name}, an AsymmetricLoss: '
+            f'{type(trained.model.get_submodule(name.rpartition(".")[0])).__name__} has a loss of its own'
+        )
     if trained.gradients and not any(trained.gradients.values()):
         suspicious.append('every gradient is 0: nothing is learnt from this batch')
     if not trained.initial_lr:

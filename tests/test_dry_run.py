@@ -215,6 +215,17 @@ def test_what_is_suspicious_in_training(shapes, tmp_path, what):
     assert re.fullmatch(expected, line)
 
 
+def test_a_loss_that_the_head_does_not_call_is_named(shapes, tmp_path):
+    cfg = config_on(shapes, tmp_path, DETECTOR)
+    asl = cfg.model.bbox_head.loss_cls
+    cfg.model.type = 'RetinaNet'
+    cfg.model.bbox_head = dict(type='FreeAnchorRetinaHead', num_classes=6, in_channels=64, loss_cls=asl)
+    cfg.model.neck.update(num_outs=5)
+    assert suspicions(dry_run(cfg))[0] == (
+        'no step called bbox_head.loss_cls, an AsymmetricLoss: FreeAnchorRetinaHead has a loss of its own'
+    )
+
+
 def test_what_is_suspicious_in_data_and_work_dir(shapes, tmp_path):
     """A class of which there is nothing, the same images in both splits, and a run that was begun."""
     data = tmp_path / 'data'

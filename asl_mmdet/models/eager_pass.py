@@ -1,9 +1,12 @@
 """``one_pass`` as single operations, for where there is no compiler, and for small batches."""
 
+import itertools
+import math
+
 import torch
 from torch import Tensor
 
-from .one_pass import LARGEST_LOGIT, Outcome, Setting, add_counts, elements, hard_terms, one_pass
+from .one_pass import Outcome, Setting, add_counts, elements, hard_terms, one_pass
 
 # Elements of a block of rows. Threads meet after every operation, so that smaller blocks cost more on several of them,
 # and of larger ones the ten tensors leave the caches of a CPU.
@@ -27,12 +30,15 @@ def eager_pass(
     rows, num_classes = logits.shape
     step = max(1, BLOCK // num_classes)
     total, grad = 0.0, torch.empty_like(logits)
-    for start in range(0, rows, step):
-        part = slice(start, start + step)
-        part_weight = weight[part] if weight is not None and weight.ndim == 2 and len(weight) == rows else weight
-        loss, slope, sums = _block(setting, logits[part], targets[part], part_weight, gamma_neg, clip, sums)
-        total += loss.sum().item()
-        torch.mul(slope, scale, out=grad[part])
+    blocks = [(logits, targets, weight, grad)] if rows else []
+    if rows > step:
+        by_rows = weight is not None and weight.ndim == 2 and len(weight) == rows
+        weights = weight.split(step) if by_rows else itertools.repeat(weight)
+        blocks = zip(logits.split(step), targets.split(step), weights, grad.split(step))
+    for part, part_targets, part_weight, part_grad in blocks:
+        loss, slope, sums = _block(setting, part, part_targets, part_weight, gamma_neg, clip, sums)
+        total += loss
+        torch.mul(slope, scale, out=part_grad)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return Outcome(logits.new_full((), total * scale, dtype=dtype), grad, sums)
 
@@ -45,29 +51,31 @@ def _block(
     gamma_neg: Tensor | None,
     clip: Tensor | None,
     sums: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[float, Tensor, Tensor | None]:
     """
     Returns:
-        loss and its derivative, (N, C) each, and the probability sums.
+        the sum of the losses, their derivatives, (N, C), and the probability sums.
     """
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
     found = _hard_labels(targets, z, setting.ignore_index)
-    if found is None or not _is_bounded(z):
-        loss, grad, counts = elements(setting, logits, targets, weight, gamma_neg, clip)
-        return loss, grad, None if sums is None else add_counts(sums, counts())
-
-    labels, known = found
-    s = torch.addcmul(z, z, labels, value=-2)
-    loss, grad, right = hard_terms(setting, s, labels, gamma_neg, clip, bounded=True)
-    if known is not None:
-        weight = known if weight is None else weight * known
-    if weight is not None:
-        loss, grad = loss * weight, grad * weight
-    if sums is not None:
-        counted = torch.ones_like(z) if weight is None else (weight != 0).to(z.dtype).expand_as(z)
-        positives = labels * counted
-        sums = add_counts(sums, (right * positives, positives, right * counted, counted))
-    return loss, grad, sums
+    if found is not None:
+        labels, known = found
+        s = torch.addcmul(z, z, labels, value=-2)
+        loss, grad, right = hard_terms(setting, s, labels, gamma_neg, clip, bounded=True)
+        if known is not None:
+            weight = known if weight is None else weight * known
+        if weight is not None:
+            loss, grad = loss * weight, grad * weight
+        total = loss.sum().item()
+        # Very large logits are taken once more, at any size.
+        if math.isfinite(total):
+            if sums is not None:
+                counted = torch.ones_like(z) if weight is None else (weight != 0).to(z.dtype).expand_as(z)
+                positives = labels * counted
+                sums = add_counts(sums, (right * positives, positives, right * counted, counted))
+            return total, grad, sums
+    loss, grad, counts = elements(setting, logits, targets, weight, gamma_neg, clip)
+    return loss.sum().item(), grad, None if sums is None else add_counts(sums, counts())
 
 
 def _hard_labels(targets: Tensor, z: Tensor, ignore_index: int) -> tuple[Tensor, Tensor | None] | None:
@@ -84,11 +92,11 @@ def _hard_labels(targets: Tensor, z: Tensor, ignore_index: int) -> tuple[Tensor,
         labels = labels * known
         return (labels, known) if _is_binary(labels) else None
     num_classes, known = z.shape[1], None
-    low, high = torch.aminmax(targets)
+    low, high = (bound.item() for bound in torch.aminmax(targets))
     if low <= ignore_index <= high:
         known = (targets != ignore_index).to(z.dtype)[:, None]
         targets = torch.where(targets == ignore_index, num_classes, targets)
-        low, high = torch.aminmax(targets)
+        low, high = (bound.item() for bound in torch.aminmax(targets))
     if low < 0 or high > num_classes:
         return None
     is_class = (targets < num_classes).to(z.dtype)[:, None]
@@ -97,10 +105,5 @@ def _hard_labels(targets: Tensor, z: Tensor, ignore_index: int) -> tuple[Tensor,
 
 def _is_binary(labels: Tensor) -> bool:
     # y - y^2 is 0 for 0 and 1 only.
-    between = torch.addcmul(labels, labels, labels, value=-1).flatten()
-    return torch.dot(between, between).item() == 0
-
-
-def _is_bounded(z: Tensor) -> bool:
-    low, high = torch.aminmax(z)
-    return low.item() >= -LARGEST_LOGIT and high.item() <= LARGEST_LOGIT
+    between = torch.addcmul(labels, labels, labels, value=-1)
+    return between.mul_(between).sum().item() == 0

@@ -93,7 +93,7 @@ def hard_terms(
         s: any shape, float32 or float64; overwritten where ``bounded``.
         y: labels, of the shape and dtype of ``s``.
         gamma_neg, clip: numbers, or tensors broadcastable to ``s``, where the setting has None.
-        bounded: no ``s`` lies above LARGEST_LOGIT.
+        bounded: no ``s`` is to lie above LARGEST_LOGIT; far beyond it the loss is infinite or NaN.
         rough: in a kernel, loss and derivative within 1e-4 of their values suffice.
 
     Returns:
@@ -106,10 +106,7 @@ def hard_terms(
     if not bounded:
         s, unbounded = torch.clamp_max(s, LARGEST_LOGIT), s
         excess = unbounded - s
-    odds = exp(s, rough)
-    right = (1 + odds).reciprocal_()
-    wrong = odds * right
-
+    wrong, right, odds = _probabilities(s, rough)
     positive = y if gamma_pos == 0 else y * power(wrong, gamma_pos)
     if is_zero(clip):
         log = log1p(odds, rough) if excess is None else log1p(odds, rough) + excess
@@ -125,7 +122,7 @@ def hard_terms(
         p_m = (wrong - margin).relu_()
         # 1 - p_m is right + m above the margin, and does not matter below it.
         odds_m = p_m / margin.add_(right)
-        log = log1p(odds.mul_(y).add_(odds_m), rough)
+        log = log1p(torch.addcmul(odds_m, odds, y), rough)
         if excess is not None:
             log += excess * (torch.maximum(y, (clip == 0).to(y.dtype)) if torch.is_tensor(clip) else y)
         below = _power_below(p_m, gamma_neg)
@@ -148,6 +145,17 @@ def hard_terms(
     return loss, grad, right
 
 
+def _probabilities(s: Tensor, rough: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """``wrong``, ``right`` and their ratio from the logit of ``wrong``, which is overwritten outside a kernel."""
+    if torch.compiler.is_compiling():
+        odds = exp(s, rough)
+        right = (1 + odds).reciprocal_()
+        return odds * right, right, odds
+    # For exp torch wakes its threads from 2048 elements on, which takes longer than both of these on a small batch.
+    wrong, right = torch.sigmoid(s), s.neg_().sigmoid_()
+    return wrong, right, wrong / right
+
+
 def _power_below(p_m: Tensor, gamma: float | Tensor) -> Tensor:
     """p_m^(gamma - 1), and 0 where p_m is 0, also for a gamma of less than 1."""
     if not torch.is_tensor(gamma) and gamma > 1 and gamma == int(gamma):
@@ -156,14 +164,14 @@ def _power_below(p_m: Tensor, gamma: float | Tensor) -> Tensor:
 
 
 def exp(x: Tensor, rough: bool = False) -> Tensor:
-    """exp(x) for x up to 88, which is overwritten outside a kernel.
+    """exp(x) for x up to 88, in a kernel.
 
-    In a kernel for a CPU, float32 goes by the power of 2 next to the value and a polynomial, within 2e-7 of the value,
+    In one for a CPU, float32 goes by the power of 2 next to the value and a polynomial, within 2e-7 of the value,
     or 1e-5 where ``rough``, and is 0 below 1e-38: torch's exp is a function that is called for every eight or sixteen
     numbers.
     """
     if not _in_kernel_of_cpu(x):
-        return x.exp_()
+        return x.exp()
     x = torch.clamp_min(x, -88)
     exponent = torch.round(x * LOG2_E)
     if rough:

@@ -70,14 +70,18 @@ def test_plain_pass_equals_the_two_terms(
 @pytest.mark.parametrize('clip', [0.0, 1e-3, 0.05, 0.7])
 @pytest.mark.parametrize('hard', [True, False])
 def test_no_logit_is_too_large(gamma_neg, clip, hard):
-    logits = [-1e20, -1e10, -1e4, -104, -88, -17, -3, -2.9444, -1e-8, 0, 1e-8, 17, 88, 104, 1e4, 1e10, 1e20]
-    logits = torch.tensor(logits).repeat(2, 1)
+    logits = [0, 1e-8, 2.9444, 3, 17, 79, 81, 87, 87.5, 88, 88.5, 89, 104, 1e4, 1e10, 1e20]
+    logits = torch.tensor([*logits, *(-z for z in logits)]).repeat(2, 1)
     target = torch.tensor([0.0, 1.0])[:, None].expand_as(logits).contiguous()
     setting = ASL._replace(gamma_pos=0.5, gamma_neg=gamma_neg, clip=clip, hard=hard)
     outcome = one_pass(setting, logits, target, None, torch.tensor(1.0), None, None, None)
     expected = eager_pass(setting, logits, target, None, torch.tensor(1.0), None, None, None)
     assert outcome.grad.isfinite().all()
     assert_same(outcome, expected)
+    # One by one: where a logit is too large for a batch's first way, all of it goes the second.
+    for z, y in zip(logits.split(1, 1), target.split(1, 1)):
+        inputs = (z, y, None, torch.tensor(1.0), None, None, None)
+        assert_same(one_pass(setting, *inputs), eager_pass(setting, *inputs))
     assert (outcome.grad[0][logits[0].sigmoid() <= clip] == 0).all()
 
 
