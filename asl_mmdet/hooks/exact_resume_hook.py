@@ -10,10 +10,9 @@ from mmdet.registry import HOOKS
 from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.runner import IterBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-POSITION = 'position_in_epoch'
 _DATA, _STEP = 0, 1
 
 
@@ -76,6 +75,7 @@ class ExactResumeHook(Hook):
     priority = 'LOW'
 
     def __init__(self) -> None:
+        self.position: tuple[int, int] | None = None
         self.sampler_seed = None
         self.batches = None
         self.first = 0
@@ -84,9 +84,11 @@ class ExactResumeHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if runner._resume:
             self.sampler_seed = checkpoint.get('sampler_seed')
+            self.position = checkpoint.get('position_in_epoch')
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         checkpoint['sampler_seed'] = self.sampler_seed
+        checkpoint['position_in_epoch'] = self.position
 
     def before_train(self, runner) -> None:
         loader = runner.train_dataloader
@@ -105,8 +107,8 @@ class ExactResumeHook(Hook):
         self.first = 0
         if isinstance(loop, IterBasedTrainLoop):
             self.first = _skipped(loop)
-        elif POSITION in runner.message_hub.runtime_info:
-            done, length = runner.message_hub.pop_info(POSITION)
+        elif self.position is not None:
+            done, length = self.position
             if length == len(loop.dataloader):
                 self.first, self.whole = done, loop.dataloader
                 loop.dataloader = _rest(self.whole, done)
@@ -123,14 +125,13 @@ class ExactResumeHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         seed_from(_STEP, runner.seed, runner.rank, runner.iter)
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+            self.position = self.first + batch_idx + 1, len(self.whole or runner.train_dataloader)
 
     def after_train_epoch(self, runner) -> None:
+        self.position = None
         if self.whole is not None:
             runner.train_loop.dataloader, self.whole = self.whole, None
-
-    def position(self, runner, batch_idx: int) -> list[int]:
-        """Batches of the epoch that are done when this one is, and all."""
-        return [self.first + batch_idx + 1, len(self.whole or runner.train_dataloader)]
 
 
 def _rest(loader: DataLoader, done: int) -> DataLoader:

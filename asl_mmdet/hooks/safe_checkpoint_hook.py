@@ -19,7 +19,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop
 
 from ..checkpoint import newest_intact
-from .exact_resume_hook import POSITION, ExactResumeHook
+from .exact_resume_hook import ExactResumeHook
 
 # What schedulers send, and Ctrl-C.
 STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -126,7 +126,8 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _validation_was_missed(self, runner) -> bool:
         loop = runner.train_loop
-        if runner.val_loop is None or POSITION in runner.message_hub.runtime_info:
+        exact = _exact_resume_hook(runner)
+        if runner.val_loop is None or (exact is not None and exact.position is not None):
             return False
         step, end = (loop.epoch, loop.max_epochs) if _has_epochs(loop) else (loop.iter, loop.max_iters)
         loop._decide_current_val_interval()
@@ -241,20 +242,16 @@ class SafeCheckpointHook(CheckpointHook):
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
         loop = runner.train_loop
-        exact = next((hook for hook in runner.hooks if isinstance(hook, ExactResumeHook)), None)
-        if _has_epochs(loop) and exact is not None:
-            runner.message_hub.update_info(POSITION, exact.position(runner, batch_idx))
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
         at_end = batch_idx + 1 == len(loop.dataloader) if _has_epochs(loop) else runner.iter + 1 == loop.max_iters
         if at_end or not self._stopping(runner):
             return
         meta = dict(epoch=runner.epoch, iter=runner.iter + 1)
-        if self.saved_iter != meta['iter'] and (exact is not None or not _has_epochs(loop)):
+        if self.saved_iter != meta['iter'] and (_exact_resume_hook(runner) is not None or not _has_epochs(loop)):
             self._save_checkpoint_with_step(runner, meta['iter'], meta, f'iter_{meta["iter"]}.pth')
         self._exit(runner)
 
     def after_train_epoch(self, runner) -> None:
-        runner.message_hub.runtime_info.pop(POSITION, None)
         super().after_train_epoch(runner)
         if _has_epochs(runner.train_loop) and self._stopping(runner):
             if self.saved_iter != runner.iter:
@@ -291,6 +288,10 @@ class SafeCheckpointHook(CheckpointHook):
         super().after_train(runner)
         self.training = False
         self._unwatch_signals()
+
+
+def _exact_resume_hook(runner) -> ExactResumeHook | None:
+    return next((hook for hook in runner.hooks if isinstance(hook, ExactResumeHook)), None)
 
 
 def _has_epochs(loop) -> bool:

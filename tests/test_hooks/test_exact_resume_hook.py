@@ -36,13 +36,14 @@ def test_random_numbers_do_not_repeat(whole):
 
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('epoch', [1, 2])
-def test_a_resumed_run_equals_the_whole_one(whole, tmp_path, epoch, workers):
+def test_a_resumed_run_equals_the_whole_one(whole, tmp_path, epoch, workers, capfd):
     folder, seen = whole
     shutil.copy(folder / f'epoch_{epoch}.pth', tmp_path)
     runner = build_run(tmp_path, workers=workers, resume=True, load_from=str(tmp_path / f'epoch_{epoch}.pth'))
     runner.train()
     assert torch.equal(torch.stack(runner.model.seen), seen[4 * epoch :])
     assert_same(state(tmp_path / 'epoch_3.pth'), state(folder / 'epoch_3.pth'))
+    assert 'resumed key' not in ''.join(capfd.readouterr())
 
 
 def test_a_run_without_a_seed_resumes_with_the_order_of_its_data(tmp_path):
@@ -79,11 +80,11 @@ def test_iterations_are_equal_whatever_the_workers(tmp_path):
     assert torch.equal(*seen)
 
 
-@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('kind, workers', [('CheckpointHook', 0), ('SafeCheckpointHook', 0), ('SafeCheckpointHook', 2)])
 @pytest.mark.parametrize('step', [1, 3, 6, 8])
-def test_an_epoch_based_run_resumes_within_an_epoch(whole, tmp_path, step, workers):
+def test_an_epoch_based_run_resumes_within_an_epoch(whole, tmp_path, step, kind, workers):
     folder, seen = whole
-    hook = dict(checkpoint=dict(type='SafeCheckpointHook', interval=1, by_epoch=False))
+    hook = dict(checkpoint=dict(type=kind, interval=1, by_epoch=False))
     build_run(tmp_path, default_hooks=hook).train()
     runner = build_run(tmp_path, workers=workers, resume=True, load_from=str(tmp_path / f'iter_{step}.pth'))
     runner.train()
