@@ -30,6 +30,7 @@ from .checkpoint import CheckpointError, fitting_weights, load_all_weights
 from .datasets import AnnotationError
 from .datasets.detection import guard_detection_data
 from .datasets.label_index import quoted, suggestion
+from .evaluation.multi_label_metric import NothingToMeasureError
 from .hooks import DataCheckHook, ExactResumeHook, NonFiniteError, NonFiniteHook
 
 # Seconds for which a process waits for the others; torch's default is this for NCCL, but three times as long for gloo.
@@ -126,7 +127,7 @@ def _check_keys(cfg: Config, options: Mapping[str, object]) -> None:
     """A misspelt argument of a part fails when that is built; nobody would ask for one of the config itself."""
     if 'runner_type' in {*cfg, *options}:
         return  # it may read others
-    known = sorted({*cfg, *inspect.signature(Runner).parameters, *OPTIONAL_SETTINGS} - {'cfg'})
+    known = sorted({*cfg, *known_settings(cfg)})
     for key in options:
         top = key.partition('.')[0]
         if top not in known:
@@ -134,6 +135,13 @@ def _check_keys(cfg: Config, options: Mapping[str, object]) -> None:
                 f'--cfg-options {key}: the config has no {quoted(top)}{suggestion(top, known)}, and nothing reads one. '
                 'Where code of yours does, give it a value in the config first'
             )
+
+
+def known_settings(cfg: Config) -> set[str]:
+    """Names at the top of a config that something reads; all that it has, where its Runner is another."""
+    if 'runner_type' in cfg:
+        return set(cfg)
+    return {*inspect.signature(Runner).parameters, *OPTIONAL_SETTINGS} - {'cfg'}
 
 
 def make_resumable(cfg: Config) -> None:
@@ -227,7 +235,7 @@ def exit_on_known_faults() -> Iterator[None]:
             sys.excepthook = lambda *_: None
             atexit.register(_leave_process_group)
         raise
-    except (CheckpointError, NonFiniteError) as error:
+    except (CheckpointError, NonFiniteError, NothingToMeasureError) as error:
         print_log(str(error), 'current', logging.ERROR)
         sys.exit(1)
     except OSError as error:

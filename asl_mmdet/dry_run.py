@@ -1,6 +1,7 @@
 """A dry run of a config, ``tools/train.py --check``: all of it is built and tried in a few steps, nothing is kept."""
 
 import contextlib
+import difflib
 import math
 import os.path as osp
 import shutil
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .checkpoint import CheckpointError
-from .command_line import build_runner, check_start
+from .command_line import build_runner, check_start, known_settings
 from .datasets import AnnotationError, MultiLabelDataset
 from .datasets.detection import leaf_configs
 from .datasets.index_cache import cache_file
@@ -428,10 +429,21 @@ def _suspicious_data(loops: dict, model: nn.Module, has_data_check: bool) -> lis
         if not has_data_check or split == 'test':
             with _suspected(suspicious):
                 check_num_classes(model, loop.dataloader.dataset)
+    if loops['val'] is not None:
+        files = [
+            {part.ann_file for part in leaf_datasets(loops[split].dataloader.dataset) if _is_of_detector(part)}
+            for split in ('train', 'val')
+        ]
+        suspicious += [f'train and val both read {path}' for path in sorted(set.intersection(*files))]
     if not has_data_check and loops['val'] is not None:
         with _suspected(suspicious):
             check_no_overlap(loops['train'].dataloader.dataset, loops['val'].dataloader.dataset)
     return suspicious
+
+
+def _is_of_detector(dataset: BaseDataset) -> bool:
+    # Of a multi-label file, one split may be held out, and DataCheckHook compares the images.
+    return bool(dataset.ann_file) and not isinstance(dataset, MultiLabelDataset)
 
 
 @contextlib.contextmanager
@@ -444,6 +456,12 @@ def _suspected(suspicious: list[str]) -> Iterator[None]:
 
 def _suspicious_training(cfg: Config, runner: Runner, trained: _Watch) -> list[str]:
     suspicious = []
+    known = known_settings(cfg)
+    for key in cfg:
+        # A config's own names, as test_pipeline is one in mmdet's, are for its other parts.
+        of_its_own = key in known or key.startswith('_') or 'pipeline' in key
+        if not of_its_own and (meant := difflib.get_close_matches(key, known, 1, 0.82)):
+            suspicious.append(f'nothing reads {key!r} of the config: did you mean {meant[0]!r}?')
     named = dict(trained.model.named_parameters())
     trainable = [name for name, parameter in named.items() if parameter.requires_grad]
     unused = [name for name in trainable if name not in trained.gradients]
@@ -460,6 +478,12 @@ def _suspicious_training(cfg: Config, runner: Runner, trained: _Watch) -> list[s
             f'no step called {name}, an AsymmetricLoss: '
             f'{type(trained.model.get_submodule(name.rpartition(".")[0])).__name__} has a loss of its own'
         )
+    for name, module in trained.model.named_modules():
+        if isinstance(module, AsymmetricLoss) and module.warned_of_clipping:
+            suspicious.append(
+                f'{name}: all negatives of a batch have p <= clip={float(module.clip):g}, so that nothing is learnt of '
+                'them; detectors want clip=0.0'
+            )
     if trained.gradients and not any(trained.gradients.values()):
         suspicious.append('every gradient is 0: nothing is learnt from this batch')
     if not trained.initial_lr:
@@ -474,6 +498,8 @@ def _suspicious_training(cfg: Config, runner: Runner, trained: _Watch) -> list[s
         suspicious.append(f'wholly frozen: {", ".join(frozen)}')
     base = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
     batch = _batch_size(runner.train_dataloader)
+    if base and batch:
+        batch *= max(getattr(wrapper, '_accumulative_counts', 1) for wrapper in _wrappers(runner.optim_wrapper))
     if base and batch and base != batch and not cfg.auto_scale_lr.get('enable'):
         suspicious.append(
             f'the learning rate is meant for {base} images a step, and one process takes {batch}: train with '

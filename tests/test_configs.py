@@ -43,6 +43,13 @@ def test_hooks_as_they_are(name, monkeypatch):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
+def test_runs_in_one_process_have_visualizers_of_their_own(name):
+    """mmengine names it by the run where the config does not, and the second one of a name is the first one."""
+    visualizer = Config.fromfile(ROOT / 'configs' / name).visualizer
+    assert 'name' not in visualizer and [one.type for one in visualizer.vis_backends][-1] == 'TensorboardVisBackend'
+
+
+@pytest.mark.parametrize('name', CONFIGS)
 def test_the_batch_that_the_learning_rate_is_meant_for(name):
     cfg = Config.fromfile(ROOT / 'configs' / name)
     processes = re.search(r'_(\d+)xb', name)

@@ -196,6 +196,16 @@ SUSPICIOUS = {
         {'custom_hooks.0.metric': 'multi-label/map'},
         "metric of RawAndEMAHook is 'multi-label/map', .* .did you mean 'multi-label/mAP'.*",
     ),
+    'misspelt': (
+        {'costum_hooks': [], 'load_form': 'x.pth', 'test_pipelines': []},
+        "nothing reads 'costum_hooks' of the config: did you mean 'custom_hooks'.",
+        "nothing reads 'load_form' of the config: did you mean 'load_from'.",
+    ),
+    'clip': (
+        {'model.head.loss.clip': 0.9},
+        r'head.loss_module: all negatives of a batch have p <= clip=0.9, so that nothing is learnt of them; .*',
+    ),
+    'accumulated': ({'auto_scale_lr': dict(enable=False, base_batch_size=12), 'optim_wrapper.accumulative_counts': 2},),
     'part of a step': (
         {'auto_scale_lr': dict(enable=False, base_batch_size=16)},
         'the learning rate is meant for 16 images a step, and one process takes 6: train with --auto-scale-lr',
@@ -210,20 +220,23 @@ SUSPICIOUS = {
 
 @pytest.mark.parametrize('what', SUSPICIOUS)
 def test_what_is_suspicious_in_training(shapes, tmp_path, what):
-    options, expected = SUSPICIOUS[what]
-    (line,) = suspicions(dry_run(config_on(shapes, tmp_path, **options)))
-    assert re.fullmatch(expected, line)
+    options, *expected = SUSPICIOUS[what]
+    lines = suspicions(dry_run(config_on(shapes, tmp_path, **options)))
+    assert len(lines) == len(expected) and all(map(re.fullmatch, expected, lines))
 
 
-def test_a_loss_that_the_head_does_not_call_is_named(shapes, tmp_path):
+def test_what_is_suspicious_of_a_detector(shapes, tmp_path):
     cfg = config_on(shapes, tmp_path, DETECTOR)
+    read = cfg.train_dataloader.dataset
+    cfg.val_dataloader.dataset.update(ann_file=(same := read.ann_file), data_prefix=read.data_prefix)
+    cfg.val_evaluator.ann_file = f'{shapes}/{same}'
     asl = cfg.model.bbox_head.loss_cls
     cfg.model.type = 'RetinaNet'
     cfg.model.bbox_head = dict(type='FreeAnchorRetinaHead', num_classes=6, in_channels=64, loss_cls=asl)
     cfg.model.neck.update(num_outs=5)
-    assert suspicions(dry_run(cfg))[0] == (
-        'no step called bbox_head.loss_cls, an AsymmetricLoss: FreeAnchorRetinaHead has a loss of its own'
-    )
+    lines = suspicions(dry_run(cfg))
+    assert 'no step called bbox_head.loss_cls, an AsymmetricLoss: FreeAnchorRetinaHead has a loss of its own' in lines
+    assert f'train and val both read {shapes}/{same}' in lines
 
 
 def test_what_is_suspicious_in_data_and_work_dir(shapes, tmp_path):
@@ -246,6 +259,17 @@ def test_what_is_suspicious_in_data_and_work_dir(shapes, tmp_path):
     assert re.search('6 images of .*val.json .* are also in', overlap)
     assert begun.startswith(f'{tmp_path}/work holds checkpoints')
     assert [path.name for path in (tmp_path / 'work').iterdir()] == ['epoch_1.pth']
+
+
+def test_a_validation_without_labels_is_refused(shapes, tmp_path):
+    data = tmp_path / 'data'
+    shutil.copytree(shapes, data)
+    path = data / 'annotations/val.json'
+    path.write_text(json.dumps(dict(json.loads(path.read_text()), annotations=[])))
+    with pytest.raises(DryRunError, match=r'training: \S+val.json: none of \d+ images has a label, .* nothing to meas'):
+        dry_run(config_on(data, tmp_path))
+    cfg = config_on(data, tmp_path, check_data=False)
+    assert suspicions(dry_run(cfg))[0] == 'val: no image has any label'
 
 
 FAULTS = {

@@ -289,6 +289,11 @@ def test_tool_finds_objects(shapes, infer, tmp_path, monkeypatch):
     with open(tmp_path / 'out.csv', newline='') as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == sum(len(result['objects']) for result in found)
+    # Names that the weights do not bring are those of the config's data, not COCO's.
+    torch.save(model.state_dict(), tmp_path / 'detector.pth')
+    options = ('--out', tmp_path / 'unnamed.json', '--cfg-options', 'model.test_cfg.score_thr=0')
+    assert infer(*common, *options)[0] == 0
+    assert json.loads((tmp_path / 'unnamed.json').read_text()) == found
     assert float(rows[0]['x1']) == pytest.approx(one['box'][0], abs=0.06) and rows[0]['label'] == one['label']
 
 

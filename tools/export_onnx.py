@@ -9,13 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from mmdet.apis import DetInferencer
 from mmengine.config import Config
 
 from asl_mmdet.checkpoint import is_address
 from asl_mmdet.command_line import add_cfg_options, probability, read_config
 from asl_mmdet.datasets import AnnotationError, LoadNamedImage
-from asl_mmdet.inferencer import MultiLabelInferencer, image_files, trained_model
+from asl_mmdet.inferencer import DetectorInferencer, MultiLabelInferencer, image_files, trained_model
 from asl_mmdet.models import ImageClassifier
 from asl_mmdet.onnx_export import export_onnx
 from asl_mmdet.progress import track
@@ -65,7 +64,7 @@ def finder(cfg: Config, checkpoint: str, score_thr: float | None, classifier: bo
             cfg.model.head.thr = score_thr
         inferencer = MultiLabelInferencer(cfg, checkpoint, 'cpu', show_progress=False)
         return lambda file: [(found['label'], found['score']) for found in inferencer(file)['predictions'][0]['labels']]
-    inferencer = DetInferencer(cfg, checkpoint, 'cpu', show_progress=False)
+    inferencer = DetectorInferencer(cfg, checkpoint, 'cpu', show_progress=False)
     classes = inferencer.model.dataset_meta['classes']
 
     def find(file):

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import mmcv
-from mmdet.apis import DetInferencer
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
@@ -15,7 +14,7 @@ from asl_mmdet.checkpoint import is_address, load_all_weights, read_checkpoint
 from asl_mmdet.command_line import add_cfg_options, positive, present_device, probability, read_config
 from asl_mmdet.datasets import AnnotationError, LoadNamedImage
 from asl_mmdet.fast_inference import fast_inference
-from asl_mmdet.inferencer import OBJECT_SCORE_THR, MultiLabelInferencer, image_files
+from asl_mmdet.inferencer import OBJECT_SCORE_THR, DetectorInferencer, MultiLabelInferencer, image_files
 from asl_mmdet.models import ImageClassifier
 from asl_mmdet.progress import track
 
@@ -98,7 +97,7 @@ def classify(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[l
 
 def detect(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[list[dict], list[str]]:
     threshold = OBJECT_SCORE_THR if args.score_thr is None else args.score_thr
-    inferencer = DetInferencer(cfg, args.checkpoint, args.device, show_progress=False)
+    inferencer = DetectorInferencer(cfg, args.checkpoint, args.device, show_progress=False)
     # mmengine only logs what it has not found.
     load_all_weights(inferencer.model, read_checkpoint(args.checkpoint), args.checkpoint)
     if args.fast:

@@ -8,11 +8,13 @@ import numpy as np
 from mmdet.datasets import BaseVideoDataset
 from mmdet.registry import HOOKS
 from mmengine.dataset import BaseDataset
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch import nn
 
 from ..datasets import AnnotationError, MultiLabelDataset
+from ..evaluation import MultiLabelMetric
 
 
 def check_no_overlap(train: BaseDataset, val: BaseDataset) -> None:
@@ -81,20 +83,40 @@ def check_num_classes(model: nn.Module, dataset: BaseDataset) -> None:
                 )
 
 
+def check_measurable(evaluator: Evaluator, dataset: BaseDataset) -> None:
+    """
+    Raises:
+        AnnotationError: ``MultiLabelMetric`` is to measure a data set in which no image has a label.
+    """
+    parts = _multi_label(dataset)
+    if not parts or not any(isinstance(metric, MultiLabelMetric) for metric in evaluator.metrics):
+        return
+    if not any(part.statistics()['positives'].any() for part in parts):
+        raise AnnotationError(
+            f'{", ".join(str(part.ann_file) for part in parts)}: none of {sum(map(len, parts)):,} images has a label, '
+            'so that MultiLabelMetric has nothing to measure: check ann_file and split, or evaluate another data set. '
+            'For the tools, check_data=False in the config allows it'
+        )
+
+
 @HOOKS.register_module()
 class DataCheckHook(Hook):
-    """``check_num_classes`` of every data set that a run begins to use, and ``check_no_overlap`` before training."""
+    """``check_num_classes`` and ``check_measurable`` of every data set that a run begins to use, and
+    ``check_no_overlap`` before training."""
 
     def before_train(self, runner) -> None:
         check_num_classes(runner.model, runner.train_dataloader.dataset)
         if runner.val_loop is not None:
+            check_measurable(runner.val_loop.evaluator, runner.val_dataloader.dataset)
             check_no_overlap(runner.train_dataloader.dataset, runner.val_dataloader.dataset)
 
     def before_val(self, runner) -> None:
         check_num_classes(runner.model, runner.val_dataloader.dataset)
+        check_measurable(runner.val_loop.evaluator, runner.val_dataloader.dataset)
 
     def before_test(self, runner) -> None:
         check_num_classes(runner.model, runner.test_dataloader.dataset)
+        check_measurable(runner.test_loop.evaluator, runner.test_dataloader.dataset)
 
 
 def leaf_datasets(dataset) -> list[BaseDataset]:

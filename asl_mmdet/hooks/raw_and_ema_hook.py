@@ -1,5 +1,7 @@
 """Both raw and averaged weights are evaluated, and the better counts, as in the authors' training script."""
 
+import math
+
 import torch
 from mmdet.registry import HOOKS
 from mmengine.hooks import EMAHook
@@ -57,20 +59,27 @@ class RawAndEMAHook(EMAHook):
 
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
         super().after_val_epoch(runner, metrics)
-        if not metrics:
+        if metrics is None:
             return
         ema = dict(metrics)
-        key = next(iter(ema)) if self.metric is None else self.metric
-        if key not in ema:
-            raise KeyError(f'metric={key!r} of RawAndEMAHook is none of the metrics: {", ".join(ema)}')
         runner.logger.info('Evaluating the raw weights beside their average')
         raw = self._evaluate(runner)
-        self.raw_is_best = bool(raw[key] > ema[key] if self.rule == 'greater' else raw[key] < ema[key])
+        if not (raw or ema):
+            return
+        key = next(iter(ema or raw)) if self.metric is None else self.metric
+        # mmdet's CocoMetric gives nothing where no object was found.
+        for values in filter(None, (ema, raw)):
+            if key not in values:
+                raise KeyError(f'metric={key!r} of RawAndEMAHook is none of the metrics: {", ".join(values)}')
+        worst = -math.inf if self.rule == 'greater' else math.inf
+        of_raw, of_ema = (values.get(key, worst) for values in (raw, ema))
+        self.raw_is_best = bool(of_raw > of_ema if self.rule == 'greater' else of_raw < of_ema)
         metrics.update(raw if self.raw_is_best else ema)
         for prefix, values in (('raw', raw), ('ema', ema)):
             metrics.update({f'{prefix}/{name}': value for name, value in values.items()})
+        told = [f'{values[key]:.4f}' if values else 'nothing was found' for values in (raw, ema)]
         print_log(
-            f'{key}: {raw[key]:.4f} with raw weights, {ema[key]:.4f} with their average; '
+            f'{key}: {told[0]} with raw weights, {told[1]} with their average; '
             f'{"the raw weights are" if self.raw_is_best else "the average is"} better',
             'current',
         )

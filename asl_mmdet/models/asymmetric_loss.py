@@ -220,6 +220,8 @@ class AsymmetricLoss(nn.Module):
     ``avg_factor``, by ``avg_factor`` (the number of positives in detectors, of images in classification) with it. The
     official code returns the plain sum, that is ``reduction='sum'``.
 
+    Arguments go by name: the official code has gamma_neg first, mmpretrain gamma_pos.
+
     Args:
         gamma_pos: gamma+ of eq. 4, 0 or more.
         gamma_neg: gamma- of eq. 4, 0 or more. As attributes, this and ``clip`` may be changed at any step.
@@ -257,6 +259,7 @@ class AsymmetricLoss(nn.Module):
 
     def __init__(
         self,
+        *,
         gamma_pos: float = 0.0,
         gamma_neg: float = 4.0,
         clip: float = 0.05,
@@ -316,7 +319,7 @@ class AsymmetricLoss(nn.Module):
         self.debug = debug
         self.fused = fused
         self._calls_left_to_check = self.CHECKED_CALLS
-        self._warned_of_clipping = False
+        self.warned_of_clipping = False
         self._statistics: list[ProbabilityStatistics] = []
 
     def observe(self, statistics: ProbabilityStatistics) -> None:
@@ -487,7 +490,7 @@ class AsymmetricLoss(nn.Module):
         if self.training and first_calls:
             self._calls_left_to_check -= 1
             early = self.CHECKED_CALLS - self._calls_left_to_check <= self.CALLS_CHECKED_FOR_CLIPPING
-            if early and not self._warned_of_clipping and self.clip > 0 and target.numel():
+            if early and not self.warned_of_clipping and self.clip > 0 and target.numel():
                 self._warn_of_clipped_negatives(pred.detach(), target)
 
     def _warn_of_clipped_negatives(self, pred: Tensor, target: Tensor) -> None:
@@ -498,7 +501,7 @@ class AsymmetricLoss(nn.Module):
             negatives = pred[target == 0]
         largest = negatives.max().sigmoid().item() if negatives.numel() else math.nan
         if largest <= self.clip:
-            self._warned_of_clipping = True
+            self.warned_of_clipping = True
             warnings.warn(
                 f'AsymmetricLoss: all {negatives.numel()} negatives of a batch have p <= clip={float(self.clip)} (the '
                 f'largest is {largest:.4g}), so they have neither loss nor gradient. Detectors start at '
@@ -550,6 +553,12 @@ def _fit_into_head(module: nn.Module, name: str, submodule: nn.Module | None) ->
         return
     if hasattr(type(module), 'custom_cls_channels'):
         submodule.custom_cls_channels = submodule.custom_activation = True
+    queries = module._modules.get('cls_embed')
+    if name == 'loss_cls' and getattr(queries, 'out_features', None) == getattr(module, 'num_classes', 0) + 1:
+        raise ValueError(
+            f'{type(module).__name__}.loss_cls cannot be an AsymmetricLoss: the head predicts by a softmax with a '
+            'channel for background'
+        )
     if vars(module).get('use_sigmoid_cls') is False:
         raise ValueError(
             f'{type(module).__name__}.{name} is an AsymmetricLoss, but its config lacks use_sigmoid=True, so the '

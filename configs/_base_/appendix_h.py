@@ -22,5 +22,10 @@ appendix_h = dict(
     train_dataloader=dict(batch_size=6),
     auto_scale_lr=dict(base_batch_size=48),
     default_hooks=dict(checkpoint=dict(save_best='coco/bbox_mAP', max_keep_ckpts=3)),
-    visualizer=dict(vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]),
+    # Without mmdet's name for it: in one process, a second run would go on in the folder of the first.
+    visualizer=dict(
+        _delete_=True,
+        type='DetLocalVisualizer',
+        vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')],
+    ),
 )

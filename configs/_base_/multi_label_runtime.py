@@ -5,8 +5,11 @@ default_hooks = dict(
     # The first image of every 50th batch of a validation.
     visualization=dict(_delete_=True, type='MultiLabelVisualizationHook', draw=True, interval=50),
 )
+# Without mmdet's name for it: in one process, a second run would go on in the folder of the first.
 visualizer = dict(
-    type='MultiLabelVisualizer', vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
+    _delete_=True,
+    type='MultiLabelVisualizer',
+    vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')],
 )
 custom_hooks = [
     dict(type='RawAndEMAHook', metric='multi-label/mAP', momentum=0.0003),

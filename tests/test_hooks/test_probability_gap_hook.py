@@ -98,7 +98,9 @@ def test_a_line_without_positives_has_no_gap(run_batches):
 
 
 def test_the_probabilities_are_those_of_cross_entropy_and_focal_loss_too(run_batches):
-    for i, loss in enumerate((AsymmetricLoss(gamma_neg=0, clip=0), AsymmetricLoss(2, 2, 0, alpha=0.25))):
+    for i, loss in enumerate(
+        (AsymmetricLoss(gamma_neg=0, clip=0), AsymmetricLoss(gamma_pos=2, gamma_neg=2, clip=0, alpha=0.25))
+    ):
         _, scalars = run_batches(BATCHES[:1], GAP, loss, work_dir=str(i))
         assert scalars['gap'] == pytest.approx([0.7 - 1 + 1.3 / 4], abs=1e-6)
 

@@ -182,3 +182,26 @@ def test_bad_arguments_are_named(tmp_path):
         RawAndEMAHook(rule='most')
     with pytest.raises(KeyError, match="metric='mAP' .* none of the metrics: counter/weight, counter/seen"):
         runner_of(tmp_path, 1, hook=dict(metric='mAP')).train()
+
+
+class Scarce(Value):
+    """Nothing where the weight lies outside of a range, as mmdet's CocoMetric without objects."""
+
+    between = (0.0, 0.0)
+
+    def compute_metrics(self, results):
+        low, high = self.between
+        return super().compute_metrics(results) if low < results[0][0] < high else {}
+
+
+@pytest.mark.parametrize('metric', [None, 'counter/weight'])
+@pytest.mark.parametrize(
+    'between, kind, value', [((2.5, 9.0), 'raw', RAW), ((0.0, 2.5), 'ema', EMA), ((9.0, 9.0), '', 0)]
+)
+def test_weights_that_find_nothing_are_the_worse(tmp_path, monkeypatch, between, kind, value, metric):
+    monkeypatch.setattr(Scarce, 'between', between)
+    runner = runner_of(tmp_path, 3, val_interval=3, hook=dict(metric=metric))
+    runner.val_loop.evaluator.metrics = [Scarce()]
+    runner.train()
+    found = {name: value for name, value in logged(runner).items() if name.endswith('weight')}
+    assert found == ({'counter/weight': value, f'{kind}/counter/weight': value} if kind else {})

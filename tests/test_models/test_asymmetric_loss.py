@@ -155,7 +155,7 @@ gamma = st.sampled_from([0.0, 0.3, 1.0, 2.0, 3.7, 7.0])
 def test_random_cases_equal_the_float64_reference(case, gamma_pos, gamma_neg, clip, alpha, dtype, avg_factor):
     logits, target, labels, known, weight = case
     logits = logits.to(dtype)
-    loss = AsymmetricLoss(gamma_pos, gamma_neg, clip, alpha=alpha)
+    loss = AsymmetricLoss(gamma_pos=gamma_pos, gamma_neg=gamma_neg, clip=clip, alpha=alpha)
     value, grad = value_and_grad(lambda z: loss(z, target, weight, avg_factor=avg_factor), logits)
 
     elementwise = (
@@ -202,7 +202,7 @@ def test_gradcheck(gamma_pos, gamma_neg, clip, index):
     torch.manual_seed(1)
     logits = torch.randn(7, 5, dtype=torch.float64, requires_grad=True) * 3
     target = torch.tensor([0, 4, 5, -1, 2, 5, 5]) if index else torch.rand(7, 5)
-    loss = AsymmetricLoss(gamma_pos, gamma_neg, clip, alpha=0.3)
+    loss = AsymmetricLoss(gamma_pos=gamma_pos, gamma_neg=gamma_neg, clip=clip, alpha=0.3)
     for reduction in ('none', 'mean', 'sum'):
         assert torch.autograd.gradcheck(lambda z: loss(z, target, reduction_override=reduction), logits)
 
@@ -217,12 +217,14 @@ def test_detached_focusing_is_autograd_with_a_constant_factor():
         focusing = labels * (1 - p) ** 1.5 + (1 - labels) * p_m**3
         return -(focusing.detach() * (labels * p.log() + (1 - labels) * (1 - p_m).log())).sum()
 
-    loss = AsymmetricLoss(1.5, 3, 0.05, detach_focusing=True, reduction='sum')
+    loss = AsymmetricLoss(gamma_pos=1.5, gamma_neg=3, clip=0.05, detach_focusing=True, reduction='sum')
     value, grad = value_and_grad(lambda z: loss(z, labels), logits)
     expected, expected_grad = value_and_grad(by_autograd, logits)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(grad, expected_grad)
-    official = AsymmetricLoss(1.5, 3, 0.05, eps=1e-8, disable_torch_grad_focal_loss=True, reduction='sum')
+    official = AsymmetricLoss(
+        gamma_pos=1.5, gamma_neg=3, clip=0.05, eps=1e-8, disable_torch_grad_focal_loss=True, reduction='sum'
+    )
     assert torch.equal(value_and_grad(lambda z: official(z, labels), logits)[1], grad)
 
 
@@ -261,7 +263,7 @@ def test_finite_for_every_finite_logit(dtype, gamma, clip, autocast):
     logits = torch.tensor([0, 1e-8, 0.5, 5, 16, 17, 20, 60, 88, 89, 104, 1e3, 1e4, edge])
     logits = torch.cat([logits, -logits])[:, None].to(dtype)
     for label in (0.0, 1.0, 0.5):
-        loss = AsymmetricLoss(gamma, gamma, clip, reduction='sum')
+        loss = AsymmetricLoss(gamma_pos=gamma, gamma_neg=gamma, clip=clip, reduction='sum')
         with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
             value, grad = value_and_grad(lambda z: loss(z, torch.full(z.shape, label)), logits, grad_output=3.0)
         assert value.isfinite() and grad.isfinite().all()
@@ -274,7 +276,7 @@ def test_finite_for_every_finite_logit(dtype, gamma, clip, autocast):
 def test_fractional_gamma_at_clipped_and_saturated_logits():
     # autograd of pow gives NaN here: p_m = 0 for the clipped negative, 1 - p = 0 for the saturated positive.
     logits, labels = torch.tensor([[-5.0, 120.0]]), torch.tensor([[0.0, 1.0]])
-    loss = AsymmetricLoss(0.5, 0.5, 0.2, reduction='sum')
+    loss = AsymmetricLoss(gamma_pos=0.5, gamma_neg=0.5, clip=0.2, reduction='sum')
     value, grad = value_and_grad(lambda z: loss(z, labels), logits)
     assert value.item() == 0 and torch.equal(grad, torch.zeros(1, 2))
 
@@ -318,7 +320,7 @@ def test_backward_twice_through_a_retained_graph_accumulates():
 @pytest.mark.parametrize('backend', ['aot_eager', 'inductor'])
 def test_compiles_without_graph_breaks(backend):
     torch.manual_seed(0)
-    loss = AsymmetricLoss(1, 2, 0.05, alpha=0.25, class_weight=[1.0, 2.0, 0.5])
+    loss = AsymmetricLoss(gamma_pos=1, gamma_neg=2, clip=0.05, alpha=0.25, class_weight=[1.0, 2.0, 0.5])
     compiled = torch.compile(loss, backend=backend, fullgraph=True)
     logits, weight = torch.randn(6, 3), torch.rand(6)
     for target in (torch.randint(0, 4, (6,)), torch.rand(6, 3)):

@@ -71,6 +71,13 @@ def test_heads_with_a_softmax_whatever_their_loss_are_refused(head):
         MODELS.build(ConfigDict(head))
 
 
+def test_a_query_head_with_a_softmax_is_refused():
+    head = get_config('mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py').model.panoptic_head
+    head.loss_cls = ConfigDict(ASL, class_weight=[1.0] * 81)
+    with pytest.raises(ValueError, match='Mask2FormerHead.loss_cls cannot be an AsymmetricLoss: .* softmax'):
+        MODELS.build(head)
+
+
 def test_dense_and_query_heads_keep_their_own_sigmoid():
     head = MODELS.build(dict(type='FCOSHead', num_classes=3, in_channels=8, loss_cls=ASL))
     assert head.cls_out_channels == 3 and not head.loss_cls.custom_cls_channels
