@@ -45,6 +45,11 @@ def _fused_where_possible(setting: Setting, logits: Tensor, *tensors: Tensor | N
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
+            if 'functorch' in str(error):
+                raise RuntimeError(
+                    'AsymmetricLoss brings its gradient along, which transforms of torch.func (grad, vmap, ...) cannot '
+                    'use. Call backward or torch.autograd.grad'
+                ) from error
             # Where the caller is at fault, this raises too.
             outcome = eager_pass(setting, logits, *tensors)
             _WITHOUT_COMPILER.add(device)

@@ -459,6 +459,9 @@ def test_a_mistake_of_the_caller_does_not_turn_the_kernel_off(monkeypatch):
     logits, target = batch(500, 40, 'dense')
     with pytest.raises(RuntimeError):
         asymmetric_loss(logits, target, torch.ones(7, 40))
+    with pytest.raises(RuntimeError, match='torch.func'), warnings.catch_warnings():
+        warnings.simplefilter('error')
+        torch.func.grad(lambda z: asymmetric_loss(z, target))(logits)
     assert not module._WITHOUT_COMPILER
 
 
