@@ -1,4 +1,4 @@
-"""Labels of images, or objects in them, from a config and a checkpoint."""
+"""Labels of images, from a config and a checkpoint."""
 
 import copy
 import logging
@@ -10,7 +10,6 @@ import mmcv
 import numpy as np
 import torch
 from mmcv.transforms import Compose
-from mmdet.apis import DetInferencer
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.infer import BaseInferencer
@@ -269,7 +268,7 @@ def trained_model(config: Config, checkpoint: str | Path) -> nn.Module:
     meta = content.get('meta', {}).get('dataset_meta', {})
     classes, source = meta.get('classes'), f"'{checkpoint}'"
     if not classes:
-        classes, source = _classes_of(config.test_dataloader.dataset), 'test_dataloader.dataset'
+        classes, source = classes_of(config.test_dataloader.dataset), 'test_dataloader.dataset'
     if not classes:
         print_log(
             f"Neither '{checkpoint}' nor the config names the classes; they are called by their numbers",
@@ -285,23 +284,9 @@ def trained_model(config: Config, checkpoint: str | Path) -> nn.Module:
     return model.eval()
 
 
-class DetectorInferencer(DetInferencer):
-    """mmdet's, but classes that a checkpoint does not name are those of the config's test data set, not of COCO."""
-
-    def _load_weights_to_model(self, model: nn.Module, checkpoint: dict | None, cfg: Config) -> None:
-        if checkpoint is not None and (classes := _classes_of(cfg.test_dataloader.dataset)):
-            if 'state_dict' not in checkpoint:
-                checkpoint = dict(state_dict=checkpoint)
-            meta = checkpoint.get('meta', {})
-            if not meta.get('dataset_meta', {}).get('classes') and 'CLASSES' not in meta:
-                meta = dict(meta, dataset_meta=dict(meta.get('dataset_meta', {}), classes=tuple(classes)))
-            checkpoint = dict(checkpoint, meta=meta)
-        super()._load_weights_to_model(model, checkpoint, cfg)
-
-
-def _classes_of(dataset: ConfigDict) -> Sequence[str] | None:
+def classes_of(dataset: ConfigDict) -> Sequence[str] | None:
     """Of a data set that is not built, or of the first within a wrapper, as it reads its ``metainfo``."""
-    dataset = next(leaf_configs(dataset), dataset)
-    kind, metainfo = dataset.get('type'), dataset.get('metainfo')
+    first = next(leaf_configs(dataset))
+    kind, metainfo = first.get('type'), first.get('metainfo')
     kind = DATASETS.get(kind) if isinstance(kind, str) else kind
     return (kind._load_metainfo(metainfo) if hasattr(kind, '_load_metainfo') else metainfo or {}).get('classes')

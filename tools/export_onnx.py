@@ -14,7 +14,8 @@ from mmengine.config import Config
 from asl_mmdet.checkpoint import is_address
 from asl_mmdet.command_line import add_cfg_options, probability, read_config
 from asl_mmdet.datasets import AnnotationError, LoadNamedImage
-from asl_mmdet.inferencer import DetectorInferencer, MultiLabelInferencer, image_files, trained_model
+from asl_mmdet.detector_inferencer import DetectorInferencer
+from asl_mmdet.inferencer import MultiLabelInferencer, image_files, trained_model
 from asl_mmdet.models import ImageClassifier
 from asl_mmdet.onnx_export import export_onnx
 from asl_mmdet.progress import track

@@ -13,8 +13,9 @@ from mmengine.config import Config
 from asl_mmdet.checkpoint import is_address, load_all_weights, read_checkpoint
 from asl_mmdet.command_line import add_cfg_options, positive, present_device, probability, read_config
 from asl_mmdet.datasets import AnnotationError, LoadNamedImage
+from asl_mmdet.detector_inferencer import DetectorInferencer
 from asl_mmdet.fast_inference import fast_inference
-from asl_mmdet.inferencer import OBJECT_SCORE_THR, DetectorInferencer, MultiLabelInferencer, image_files
+from asl_mmdet.inferencer import OBJECT_SCORE_THR, MultiLabelInferencer, image_files
 from asl_mmdet.models import ImageClassifier
 from asl_mmdet.progress import track
 

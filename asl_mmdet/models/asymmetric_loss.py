@@ -553,8 +553,8 @@ def _fit_into_head(module: nn.Module, name: str, submodule: nn.Module | None) ->
         return
     if hasattr(type(module), 'custom_cls_channels'):
         submodule.custom_cls_channels = submodule.custom_activation = True
-    queries = module._modules.get('cls_embed')
-    if name == 'loss_cls' and getattr(queries, 'out_features', None) == getattr(module, 'num_classes', 0) + 1:
+    queries = module._modules.get('cls_embed') if name == 'loss_cls' else None
+    if isinstance(queries, nn.Linear) and queries.out_features == vars(module).get('num_classes', 0) + 1:
         raise ValueError(
             f'{type(module).__name__}.loss_cls cannot be an AsymmetricLoss: the head predicts by a softmax with a '
             'channel for background'
