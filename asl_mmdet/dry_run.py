@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import math
 import os.path as osp
+import re
 import shutil
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+import mmdet.registry
 import numpy as np
 import torch
 from mmdet.registry import DATASETS, VISUALIZERS
@@ -23,6 +25,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
+from mmengine.registry import Registry
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
@@ -39,7 +42,7 @@ from .evaluation.multi_label_metric import NothingToMeasureError
 from .hooks import DataCheckHook, NonFiniteHook, RawAndEMAHook
 from .hooks.data_check_hook import check_no_overlap, check_num_classes, leaf_datasets
 from .hooks.non_finite_hook import image_paths
-from .models import AsymmetricLoss
+from .models import AsymmetricLoss, ImageClassifier
 
 # Steps are timed behind the first, until there are so many or they have taken so many seconds.
 TIMED_STEPS = 6
@@ -114,6 +117,13 @@ def dry_run(cfg: Config) -> list[str]:
             *_suspicious_training(cfg, runner, trained),
             *_suspicious_metrics(watched, evaluated.metrics),
         ]
+        if isinstance(trained.model, ImageClassifier):
+            suspicious += [
+                f'{split}: images of a batch have {len(batch.sizes)} sizes, so that scores depend on how they are '
+                'padded to one: put a Resize to one size into the pipeline'
+                for split, batch in seen.items()
+                if len(batch.sizes) > 1
+            ]
         if any(path.suffix == '.pth' or path.name == 'last_checkpoint' for path in Path(work_dir).glob('*')):
             suspicious.append(f'{work_dir} holds checkpoints: training begins anew and replaces them; --resume goes on')
         if not_started:
@@ -178,7 +188,18 @@ def _doing(what: str) -> Iterator[None]:
         message = lines[-1] if 'Traceback (most recent call last)' in str(error) else ' '.join(lines)
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f'{Path(frame.filename).parent.name}/{Path(frame.filename).name}, line {frame.lineno}'
-        raise DryRunError(f'{what}: {type(error).__name__}: {message[:1000]} ({place})') from error
+        hint = _registered_name_like(message)
+        raise DryRunError(f'{what}: {type(error).__name__}: {message[:1000]}{hint} ({place})') from error
+
+
+def _registered_name_like(message: str) -> str:
+    """A suggestion for the name that mmengine's message says no registry has."""
+    unknown = re.search(r'(\w+) is not in the \S+ registry', message)
+    if unknown is None:
+        return ''
+    registries = [one for one in vars(mmdet.registry).values() if isinstance(one, Registry)]
+    owners = [owner for one in registries for owner in (one, one.parent) if owner is not None]
+    return suggestion(unknown[1], sorted({name for owner in owners for name in owner.module_dict}))
 
 
 # ---------------------------------------------------------------------------------------------------------- what is run
@@ -192,6 +213,7 @@ class _Batches:
         self.inputs: list[str] = []
         self.labels: list[list[int]] | None = None
         self.images = 0
+        self.sizes: set[tuple[int, ...]] = set()  # (H, W) before they were padded to one
         self.seconds = math.nan
         self.metrics: dict[str, float] = {}
         self._handle = model.data_preprocessor.register_forward_hook(self._see)
@@ -203,6 +225,7 @@ class _Batches:
             self.inputs.append(f'{tuple(tensor.shape)} {kind} in [{tensor.min():.3g}, {tensor.max():.3g}]')
         samples = list(_samples(output))
         self.images = len(samples)
+        self.sizes = {tuple(sample.img_shape[:2]) for sample in samples if 'img_shape' in sample}
         labels = [_labels(sample) for sample in samples]
         if labels and all(one is not None for one in labels):
             self.labels = [one.tolist() for one in labels]

@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections import Counter
 
+import cv2
 import pytest
 from mmdet.registry import HOOKS
 from mmengine.config import Config
@@ -261,6 +262,17 @@ def test_what_is_suspicious_in_data_and_work_dir(shapes, tmp_path):
     assert [path.name for path in (tmp_path / 'work').iterdir()] == ['epoch_1.pth']
 
 
+def test_images_of_several_sizes_are_suspicious_in_a_classifier(shapes, tmp_path):
+    data = tmp_path / 'data'
+    shutil.copytree(shapes, data)
+    path = next((data / 'train').glob('000001.*'))
+    cv2.imwrite(str(path), cv2.imread(str(path))[:48])
+    assert suspicions(dry_run(config_on(data, tmp_path))) == [
+        'train: images of a batch have 2 sizes, so that scores depend on how they are padded to one: put a Resize to '
+        'one size into the pipeline'
+    ]
+
+
 def test_a_validation_without_labels_is_refused(shapes, tmp_path):
     data = tmp_path / 'data'
     shutil.copytree(shapes, data)
@@ -274,7 +286,10 @@ def test_a_validation_without_labels_is_refused(shapes, tmp_path):
 
 FAULTS = {
     'model': ({'model.head.num_class': 3}, r"building the model, .*: TypeError: .*'num_class'.* \(\S+.py, line \d+\)"),
-    'type': ({'model.backbone.type': 'TResNot'}, 'building the model, .*: KeyError: .*TResNot'),
+    'type': (
+        {'model.backbone.type': 'TResNot'},
+        r"building the model, .*: KeyError: .*TResNot.* .did you mean 'TResNet'.\)",
+    ),
     'head': ({'model.head.num_classes': 5}, 'training: .*has 6 classes .* num_classes=5'),
     'no data': ({'train_dataloader.dataset.ann_file': 'x.json'}, 'building the train data: .*x.json does not exist'),
     'metric': ({'val_evaluator.items': ('mAQ',)}, "building the val data: ValueError: items=.*'mAQ'"),

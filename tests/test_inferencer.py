@@ -269,6 +269,7 @@ def test_tool_finds_objects(shapes, infer, tmp_path, monkeypatch):
     )
     assert infer(*common, '--all-scores', '--out', tmp_path / 'out.json')[0] == 2
     assert status == 0 and '3 of 5 images' in printed and 'broken.jpg cannot be read' in printed
+    assert 'Failed to add' not in printed
     assert 'empty.jpg cannot be read: the file is empty' in printed
     found = json.loads((tmp_path / 'out.json').read_text())
     assert [result['image'] for result in found] == [str(images / file.name) for file in pictures]
