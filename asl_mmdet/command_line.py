@@ -35,8 +35,9 @@ from .hooks import DataCheckHook, ExactResumeHook, NonFiniteError, NonFiniteHook
 
 # Seconds for which a process waits for the others; torch's default is this for NCCL, but three times as long for gloo.
 TIMEOUT = 600
-# What a config may have besides the arguments of Runner: read from it by mmengine, mmdet's tools and here.
-OPTIONAL_SETTINGS = (
+# What is read at the top of a config, where its Runner is mmengine's: by that, by mmdet's tools, and here.
+KNOWN_SETTINGS = (
+    *(name for name in inspect.signature(Runner).parameters if name != 'cfg'),
     *('activation_checkpointing', 'compile', 'efficient_conv_bn_eval', 'find_unused_parameters', 'model_wrapper_cfg'),
     *('runner_type', 'strategy', 'sync_bn', 'tta_model', 'tta_pipeline'),
     *('allow_non_finite', 'allow_outside', 'check_data'),
@@ -127,7 +128,7 @@ def _check_keys(cfg: Config, options: Mapping[str, object]) -> None:
     """A misspelt argument of a part fails when that is built; nobody would ask for one of the config itself."""
     if 'runner_type' in {*cfg, *options}:
         return  # it may read others
-    known = sorted({*cfg, *known_settings(cfg)})
+    known = sorted({*cfg, *KNOWN_SETTINGS})
     for key in options:
         top = key.partition('.')[0]
         if top not in known:
@@ -135,13 +136,6 @@ def _check_keys(cfg: Config, options: Mapping[str, object]) -> None:
                 f'--cfg-options {key}: the config has no {quoted(top)}{suggestion(top, known)}, and nothing reads one. '
                 'Where code of yours does, give it a value in the config first'
             )
-
-
-def known_settings(cfg: Config) -> set[str]:
-    """Names at the top of a config that something reads; all that it has, where its Runner is another."""
-    if 'runner_type' in cfg:
-        return set(cfg)
-    return {*inspect.signature(Runner).parameters, *OPTIONAL_SETTINGS} - {'cfg'}
 
 
 def make_resumable(cfg: Config) -> None:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .checkpoint import CheckpointError
-from .command_line import build_runner, check_start, known_settings
+from .command_line import KNOWN_SETTINGS, build_runner, check_start
 from .datasets import AnnotationError, MultiLabelDataset
 from .datasets.detection import leaf_configs
 from .datasets.index_cache import cache_file
@@ -113,17 +113,12 @@ def dry_run(cfg: Config) -> list[str]:
             *_describe_cost(loops, trained, evaluated),
         ]
         suspicious = [
+            *_suspicious_settings(cfg),
             *_suspicious_data(loops, runner.model, has_data_check),
             *_suspicious_training(cfg, runner, trained),
             *_suspicious_metrics(watched, evaluated.metrics),
+            *_suspicious_sizes(trained.model, seen),
         ]
-        if isinstance(trained.model, ImageClassifier):
-            suspicious += [
-                f'{split}: images of a batch have {len(batch.sizes)} sizes, so that scores depend on how they are '
-                'padded to one: put a Resize to one size into the pipeline'
-                for split, batch in seen.items()
-                if len(batch.sizes) > 1
-            ]
         if any(path.suffix == '.pth' or path.name == 'last_checkpoint' for path in Path(work_dir).glob('*')):
             suspicious.append(f'{work_dir} holds checkpoints: training begins anew and replaces them; --resume goes on')
         if not_started:
@@ -435,6 +430,18 @@ def _describe_cost(loops: dict, trained: _Watch, evaluated: _Batches) -> list[st
     return lines
 
 
+def _suspicious_settings(cfg: Config) -> list[str]:
+    if 'runner_type' in cfg:
+        return []  # it may read others
+    suspicious = []
+    for key in cfg:
+        # A config's own names, as test_pipeline is one in mmdet's, are for its other parts.
+        of_its_own = key in KNOWN_SETTINGS or key.startswith('_') or 'pipeline' in key
+        if not of_its_own and (meant := difflib.get_close_matches(key, KNOWN_SETTINGS, 1, 0.82)):
+            suspicious.append(f'nothing reads {key!r} of the config: did you mean {meant[0]!r}?')
+    return suspicious
+
+
 def _suspicious_data(loops: dict, model: nn.Module, has_data_check: bool) -> list[str]:
     suspicious = []
     for split, loop in loops.items():
@@ -479,12 +486,6 @@ def _suspected(suspicious: list[str]) -> Iterator[None]:
 
 def _suspicious_training(cfg: Config, runner: Runner, trained: _Watch) -> list[str]:
     suspicious = []
-    known = known_settings(cfg)
-    for key in cfg:
-        # A config's own names, as test_pipeline is one in mmdet's, are for its other parts.
-        of_its_own = key in known or key.startswith('_') or 'pipeline' in key
-        if not of_its_own and (meant := difflib.get_close_matches(key, known, 1, 0.82)):
-            suspicious.append(f'nothing reads {key!r} of the config: did you mean {meant[0]!r}?')
     named = dict(trained.model.named_parameters())
     trainable = [name for name, parameter in named.items() if parameter.requires_grad]
     unused = [name for name in trainable if name not in trained.gradients]
@@ -549,6 +550,15 @@ def _suspicious_metrics(watched: list[tuple[str, str]], metrics: dict[str, float
         'The run ends at its first validation where it stays so'
         for setting, name in watched
         if metrics and name.removeprefix('raw/').removeprefix('ema/') not in metrics
+    ]
+
+
+def _suspicious_sizes(model: nn.Module, seen: dict[str, _Batches]) -> list[str]:
+    return [
+        f'{split}: images of a batch have {len(batch.sizes)} sizes, so that scores depend on how they are padded to '
+        'one: put a Resize to one size into the pipeline'
+        for split, batch in seen.items()
+        if isinstance(model, ImageClassifier) and len(batch.sizes) > 1
     ]
 
 

@@ -10,7 +10,7 @@ import mmcv
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
-from asl_mmdet.checkpoint import is_address, load_all_weights, read_checkpoint
+from asl_mmdet.checkpoint import is_address
 from asl_mmdet.command_line import add_cfg_options, positive, present_device, probability, read_config
 from asl_mmdet.datasets import AnnotationError, LoadNamedImage
 from asl_mmdet.detector_inferencer import DetectorInferencer
@@ -99,8 +99,6 @@ def classify(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[l
 def detect(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[list[dict], list[str]]:
     threshold = OBJECT_SCORE_THR if args.score_thr is None else args.score_thr
     inferencer = DetectorInferencer(cfg, args.checkpoint, args.device, show_progress=False)
-    # mmengine only logs what it has not found.
-    load_all_weights(inferencer.model, read_checkpoint(args.checkpoint), args.checkpoint)
     if args.fast:
         fast_inference(inferencer.model, compile=True)
     classes = inferencer.model.dataset_meta['classes']

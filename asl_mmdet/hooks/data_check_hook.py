@@ -91,7 +91,7 @@ def check_measurable(evaluator: Evaluator, dataset: BaseDataset) -> None:
     parts = _multi_label(dataset)
     if not parts or not any(isinstance(metric, MultiLabelMetric) for metric in evaluator.metrics):
         return
-    if not any(part.statistics()['positives'].any() for part in parts):
+    if not any(len(part.data_list.lists['gt_label'].values) for part in parts):
         raise AnnotationError(
             f'{", ".join(str(part.ann_file) for part in parts)}: none of {sum(map(len, parts)):,} images has a label, '
             'so that MultiLabelMetric has nothing to measure: check ann_file and split, or evaluate another data set. '
