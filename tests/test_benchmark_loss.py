@@ -1,8 +1,10 @@
+import importlib
 import re
+from types import SimpleNamespace
 
 import pytest
 
-from tests.conftest import run_tool
+from tests.conftest import ROOT, run_tool
 
 TOOL = 'tools/analysis_tools/benchmark_loss.py'
 INSTALLED = {'timm ASL', 'mmpretrain ASL'}
@@ -53,6 +55,29 @@ def test_installed_peers_take_part_without_what_their_packages_import(tmp_path):
     done = run_tool(TOOL, '--sizes', '7x3', '--rounds', 3, '--threads', 1, env=dict(PYTHONPATH=str(tmp_path)))
     assert done.returncode == 0, done.stdout
     assert all(re.search(rf'^\| {name} \| [\d.]+ ', done.stdout, re.MULTILINE) for name in INSTALLED), done.stdout
+
+
+def test_a_gpu_is_compared_with_reading_and_writing_once(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / 'tools/analysis_tools')
+    tool = importlib.import_module('benchmark_loss')
+    logits, labels, indices = tool.make_batch(100, 8, 'float16', 'cpu')
+    assert tool.least_bytes('BCE', logits, labels, indices) == 2 * 1600 + 3200
+    assert tool.least_bytes('ASL, fused, indices', logits, labels, indices) == 2 * 1600 + 800
+    # At 4 GB/s, what has to be read and written takes 1.6 and 1 microseconds.
+    monkeypatch.setattr(tool, 'time_of_kernels', lambda function, logits: 3.2e-6)
+    monkeypatch.setattr(tool, 'peak_memory', lambda function, logits: function())
+    functions = {'BCE': lambda: 3200, 'ASL, fused, indices': lambda: 1600}
+    cells = tool.on_a_gpu(dict.fromkeys(functions, 1e-4), functions, (logits, labels, indices), 4e9)
+    assert cells == {'BCE': ('100, 3 (2)', '2.00'), 'ASL, fused, indices': ('100, 3 (3.2)', '1.00')}
+
+    monkeypatch.setattr(tool, 'copy_bandwidth', lambda device: 4e12)
+    monkeypatch.setattr(tool, 'median_times', lambda functions, logits, rounds: dict.fromkeys(functions, 1e-4))
+    monkeypatch.setattr(tool, 'contestants', lambda logits, *_: {'BCE': lambda: logits.sum()})
+    monkeypatch.setattr(tool, 'make_batch', lambda *_: (logits, labels, indices))
+    monkeypatch.setattr(tool, 'peak_memory', lambda function, logits: 1600)
+    tool.compare(SimpleNamespace(device='cuda', dtypes=['float16'], sizes=[(100, 8)], peer=[], rounds=1), 'nowhere')
+    times, memory = re.findall(r'^\| BCE \| (.*?) \|', capsys.readouterr().out, re.MULTILINE)
+    assert times == '100, 3 (2e+03)' and memory == '1.00'
 
 
 @pytest.mark.slow

@@ -28,14 +28,17 @@ class _AsymmetricLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, outcome, inputs, left_over, setting, run):
         # inputs: what the pass wants between logits and sums; left_over: the part of the scale that it was not given.
-        ctx.save_for_backward(outcome.grad, logits, left_over, *inputs)
+        constants = (*inputs, left_over)
+        ctx.save_for_backward(outcome.grad, logits, *(one if torch.is_tensor(one) else None for one in constants))
+        ctx.numbers = [None if torch.is_tensor(one) else one for one in constants]
         ctx.setting, ctx.run, ctx.given_away = setting, run, False
         return outcome.loss if left_over is None else outcome.loss * left_over
 
     @staticmethod
     def backward(ctx, grad_output):
         _refuse_double_backward()
-        grad, logits, left_over, *inputs = ctx.saved_tensors
+        grad, logits, *tensors = ctx.saved_tensors
+        *inputs, left_over = (ours if one is None else one for ours, one in zip(ctx.numbers, tensors))
         factor = grad_output if left_over is None else grad_output * left_over
         if torch.compiler.is_compiling():
             return (grad * factor).to(grad.dtype), *[None] * 5
@@ -72,13 +75,6 @@ def _refuse_double_backward() -> None:
         )
 
 
-def _beside(logits: Tensor, number: float | Tensor, dtype: torch.dtype) -> Tensor:
-    """0-d, on the device of ``logits``."""
-    if torch.is_tensor(number):
-        return number.to(logits.device, dtype)
-    return logits.new_full((), number, dtype=dtype)
-
-
 def asymmetric_loss(
     logits: Tensor,
     targets: Tensor,
@@ -108,8 +104,9 @@ def asymmetric_loss(
         reduction: 'sum' or 'none'.
         scale: a constant factor; with it in here the backward pass has nothing left to do.
         statistics: each is given the probabilities of this batch.
-        fused: True computes the sum in one kernel of torch.compile's, False in single operations. None takes the kernel
-            on a GPU, and on a CPU from 8192 elements on, where torch.compile works.
+        fused: True computes the sum in one kernel, torch.compile's on a CPU and Triton's on a GPU, False in single
+            operations. None takes the kernel on a GPU, and on a CPU from 8192 elements on, where it can be compiled.
+            float64 goes by single operations on a GPU.
 
     Returns:
         0-d tensor or (N, C), float64 for float64 logits, otherwise float32. It can be differentiated once.
@@ -130,16 +127,18 @@ def asymmetric_loss(
                 sums = add_counts(sums, counts())
         loss = _AsymmetricLossElements.apply(logits, loss, grad) * scale
     else:
-        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         # Times 1 / N a small gradient would be lost in float16, before the loss scale can save it.
         folded, left_over = scale, None
         if logits.dtype == torch.float16:
             folded = 256.0
             if weight is not None and weight.numel():
                 # dL/dz is 2 at most, and the largest number 65504.
-                folded = folded / (weight.to(dtype).abs().amax() / 100).clamp(min=1)
-            left_over = _beside(logits, scale / folded, dtype)
-        folded = _beside(logits, folded, dtype)
+                folded = folded / (weight.float().abs().amax() / 100).clamp(min=1)
+            left_over = scale / folded
+        folded, left_over = (
+            one.to(logits.device, torch.promote_types(logits.dtype, torch.float32)) if torch.is_tensor(one) else one
+            for one in (folded, left_over)
+        )
         run = choose_pass(logits, fused)
         inputs = (targets, weight, folded, gamma_neg_tensor, clip_tensor)
         with torch.no_grad():
@@ -238,9 +237,9 @@ class AsymmetricLoss(nn.Module):
         disable_torch_grad_focal_loss: the official code's name for ``detach_focusing``.
         debug: check the values of ``target`` on a GPU at every call, which synchronises it, instead of only at the
             first calls. On a CPU they are always checked. Unchecked values out of range give a NaN loss.
-        fused: True computes the loss in one kernel of torch.compile's, False in single operations, and None takes the
-            kernel on a GPU, and on a CPU from 8192 elements on, where torch.compile works. The first call waits some
-            seconds for the kernel.
+        fused: True computes the loss in one kernel, torch.compile's on a CPU and Triton's on a GPU, False in single
+            operations, and None takes the kernel on a GPU, and on a CPU from 8192 elements on, where it can be
+            compiled. The first call waits some seconds for the kernel. float64 goes by single operations on a GPU.
 
     Raises:
         TypeError: gamma_pos, gamma_neg, clip, alpha or loss_weight is no number.

@@ -18,7 +18,7 @@ def eager_pass(
     logits: Tensor,
     targets: Tensor,
     weight: Tensor | None,
-    scale: Tensor,
+    scale: float | Tensor,
     gamma_neg: Tensor | None,
     clip: Tensor | None,
     sums: Tensor | None,
@@ -26,7 +26,7 @@ def eager_pass(
     """As ``one_pass``, on a CPU in blocks of rows."""
     if not logits.is_cpu:
         return one_pass(setting, logits, targets, weight, scale, gamma_neg, clip, sums).with_total()
-    scale = scale.item()
+    scale = float(scale)
     rows, num_classes = logits.shape
     step = max(1, BLOCK // num_classes)
     total, grad = 0.0, torch.empty_like(logits)

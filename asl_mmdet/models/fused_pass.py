@@ -1,4 +1,4 @@
-"""``one_pass`` as one kernel of torch.compile's, and the choice between that and single operations."""
+"""``one_pass`` as one kernel, of torch.compile's on a CPU, and the choice between that and single operations."""
 
 import math
 import types
@@ -25,11 +25,12 @@ def choose_pass(logits: Tensor, fused: bool | None) -> Callable[..., Outcome]:
     if torch.compiler.is_compiling():
         return _traced_pass
     size = logits.numel()
+    has_kernel = size > 0 and not (logits.is_cuda and logits.dtype == torch.float64)
     if fused is None:
         # By size and device alone, so that a resumed run computes what an uninterrupted one does.
-        worth_it = logits.is_cuda or (size >= WORTH_COMPILING and logits.is_cpu)
-        return _fused_where_possible if worth_it and size else eager_pass
-    return fused_pass if fused and size else eager_pass
+        worth_it = has_kernel and (logits.is_cuda or (size >= WORTH_COMPILING and logits.is_cpu))
+        return _fused_where_possible if worth_it else eager_pass
+    return fused_pass if fused and has_kernel else eager_pass
 
 
 def _traced_pass(setting: Setting, *tensors: Tensor | None) -> Outcome:
@@ -45,7 +46,8 @@ def _fused_where_possible(setting: Setting, logits: Tensor, *tensors: Tensor | N
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            if 'functorch' in str(error):
+            # What torch.compile says of tensors within a transform, and Triton.
+            if 'functorch' in str(error) or "doesn't have storage" in str(error):
                 raise RuntimeError(
                     'AsymmetricLoss brings its gradient along, which transforms of torch.func (grad, vmap, ...) cannot '
                     'use. Call backward or torch.autograd.grad'
@@ -53,8 +55,9 @@ def _fused_where_possible(setting: Setting, logits: Tensor, *tensors: Tensor | N
             # Where the caller is at fault, this raises too.
             outcome = eager_pass(setting, logits, *tensors)
             _WITHOUT_COMPILER.add(device)
+            compiler = 'torch.compile' if logits.is_cpu else 'Triton'
             warnings.warn(
-                f'AsymmetricLoss: torch.compile does not work on {device} here ({type(error).__name__}: '
+                f'AsymmetricLoss: {compiler} does not work on {device} here ({type(error).__name__}: '
                 f'{str(error).strip().splitlines()[0] if str(error).strip() else ""}), so the loss runs as single '
                 'operations, several times slower. A C++ compiler (CPU) or Triton (GPU) mends that; fused=False '
                 'chooses this way without a word.'
@@ -66,13 +69,25 @@ def _fused_where_possible(setting: Setting, logits: Tensor, *tensors: Tensor | N
 def fused_pass(setting: Setting, logits: Tensor, targets: Tensor, *tensors: Tensor | None) -> Outcome:
     """``one_pass`` as one kernel.
 
-    Labels of floating point are taken for 0 and 1 on a CPU, where a look at the loss costs little, and passed over once
-    more if some are not.
+    Labels of floating point are taken for 0 and 1, and passed over once more if some are not.
+
+    Raises:
+        Exception: whatever torch.compile or Triton raises without a working compiler.
+        RuntimeError: there is no kernel for the device.
     """
-    if logits.is_cpu and targets.dtype in (torch.float16, torch.bfloat16):
+    if logits.is_cuda:
+        from .triton_pass import triton_pass
+
+        return triton_pass(setting, logits, targets, *tensors)
+    if not logits.is_cpu:
+        raise RuntimeError(
+            f'fused=True: AsymmetricLoss has kernels for CPUs and GPUs (cuda), and pred lies on {logits.device}; '
+            'fused=None computes single operations there'
+        )
+    if targets.dtype in (torch.float16, torch.bfloat16):
         # Logits and labels of half precision go by 16 or 32 numbers, whose bits change between int and float in memory.
         targets = targets.float()
-    if setting.hard or not logits.is_cpu:
+    if setting.hard:
         return compiled_pass(setting, logits, targets, *tensors)
     outcome = compiled_pass(setting._replace(hard=True), logits, targets, *tensors)
     if not math.isfinite(outcome.loss):
@@ -80,12 +95,12 @@ def fused_pass(setting: Setting, logits: Tensor, targets: Tensor, *tensors: Tens
     return outcome
 
 
-def compiled_pass(setting: Setting, *tensors: Tensor | None) -> Outcome:
-    """
-    Raises:
-        Exception: whatever torch.compile raises without a working compiler.
-    """
-    tensors = [None if tensor is None else tensor.contiguous() for tensor in tensors]
+def compiled_pass(setting: Setting, logits: Tensor, *inputs: float | Tensor | None) -> Outcome:
+    """On a CPU."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    # A number would be a part of the kernel.
+    inputs = (logits.new_full((), one, dtype=dtype) if isinstance(one, (int, float)) else one for one in inputs)
+    tensors = [None if tensor is None else tensor.contiguous() for tensor in (logits, *inputs)]
     logits = tensors[0]
     if not setting.by_rows:
         # For what is of another shape than labels, torch.compile makes two loops, with tensors between them.
@@ -95,11 +110,11 @@ def compiled_pass(setting: Setting, *tensors: Tensor | None) -> Outcome:
     # What torch makes a kernel of its own for, sizes of 1 among it. A model does not change the number of classes, and
     # rows of a known length leave no remainder whose length has to be found.
     kinds = [None if tensor is None else (tensor.dtype, tensor.ndim, _ones(tensor.shape)) for tensor in tensors]
-    device, num_classes = logits.device, logits.shape[1]
-    state = (torch.is_autocast_enabled(device.type), torch.is_inference_mode_enabled(), torch.get_num_threads())
-    kernel = _KERNELS.get(key := (setting, device, num_classes, *kinds, *state))
+    num_classes = logits.shape[1]
+    state = (torch.is_autocast_enabled('cpu'), torch.is_inference_mode_enabled(), torch.get_num_threads())
+    kernel = _KERNELS.get(key := (setting, num_classes, *kinds, *state))
     if kernel is None:
-        kernel = _KERNELS[key] = _compile(setting, device, num_classes, tensors)
+        kernel = _KERNELS[key] = _compile(setting, num_classes, tensors)
     return kernel(*tensors).with_total()
 
 
@@ -107,9 +122,7 @@ def _ones(shape: torch.Size) -> tuple[bool, ...] | None:
     return tuple(size == 1 for size in shape) if 1 in shape else None
 
 
-def _compile(
-    setting: Setting, device: torch.device, num_classes: int, tensors: list[Tensor | None]
-) -> Callable[..., Outcome]:
+def _compile(setting: Setting, num_classes: int, tensors: list[Tensor | None]) -> Callable[..., Outcome]:
     """A kernel for ``tensors`` and all batches of their kind."""
 
     def run(*tensors):
@@ -120,22 +133,15 @@ def _compile(
     own = types.FunctionType(code, run.__globals__, code.co_name, None, run.__closure__)
     examples = [None if tensor is None else _example(i, tensor, num_classes) for i, tensor in enumerate(tensors)]
     with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
-        if device.type == 'cpu':
-            return _compile_for_cpu(own, examples)
-        # fullgraph=True would be looked after at every call.
-        compiled = torch.compile(own)
-        compiled(*examples)
-    return compiled
+        return _without_dynamo(own, examples)
 
 
-def _compile_for_cpu(run: Callable[..., Outcome], examples: list[Tensor | None]) -> Callable[..., Outcome]:
+def _without_dynamo(run: Callable[..., Outcome], examples: list[Tensor | None]) -> Callable[..., Outcome]:
     """What torch.compile makes of ``run``, called without Dynamo.
 
-    At every call Dynamo takes longer to look for what has been told apart before than the kernel on a small batch. On a
-    GPU it stays, since so torch sees that an index no longer fits in 32 bits.
+    At every call Dynamo takes longer to look for what has been told apart before than the kernel on a small batch.
     """
     options = {
-        # A GPU's compiler contracts a * b + c by itself.
         'cpp.enable_floating_point_contract_flag': 'fast',
         # Newer versions have 30 for a GPU and 50 for a CPU. With 50, compiling takes twice as long. From 24 on labels,
         # and below 20 indices, with logits of half precision go by 32 numbers, or by bits that pass through memory.

@@ -374,7 +374,7 @@ def one_pass(
     logits: Tensor,
     targets: Tensor,
     weight: Tensor | None,
-    scale: Tensor,
+    scale: float | Tensor,
     gamma_neg: Tensor | None,
     clip: Tensor | None,
     sums: Tensor | None,
@@ -385,7 +385,7 @@ def one_pass(
     once and writes the gradient once.
 
     Args:
-        scale: 0-d, a factor on loss and gradient.
+        scale: a factor on loss and gradient; 0-d as a tensor.
         sums: (4, C), or (4, 1) for all classes together: sum of ``right`` over positives, number of positives, the same
             two over all. The others are those of ``elements``.
     """

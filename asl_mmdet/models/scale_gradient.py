@@ -6,8 +6,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-BLOCK = 4096
-
 
 def scale_gradient(grad: Tensor, factor: Tensor) -> None:
     """``grad *= factor``, past autograd's count of changes.
@@ -22,10 +20,9 @@ def scale_gradient(grad: Tensor, factor: Tensor) -> None:
     grad = grad.data
     if grad.is_cpu and factor.item() == 1:
         return
-    kernel = _triton_kernel() if grad.is_cuda and grad.dtype != torch.float64 and grad.is_contiguous() else None
-    if kernel is not None:
-        with torch.cuda.device(grad.device):
-            kernel[(-(-grad.numel() // BLOCK),)](grad, factor, grad.numel(), BLOCK=BLOCK)
+    scale_in_place = _of_triton() if grad.is_cuda and grad.dtype != torch.float64 and grad.is_contiguous() else None
+    if scale_in_place is not None:
+        scale_in_place(grad, factor)
     elif grad.dtype == torch.float16 and not grad.is_cpu:
         # The usual loss scale, 65536, is no number of float16, its root is. A CPU multiplies in float32.
         root = factor.abs().sqrt()
@@ -35,22 +32,9 @@ def scale_gradient(grad: Tensor, factor: Tensor) -> None:
 
 
 @functools.cache
-def _triton_kernel() -> Callable | None:
+def _of_triton() -> Callable[[Tensor, Tensor], None] | None:
     try:
-        import triton
-        import triton.language as tl
+        from .triton_pass import scale_in_place
     except ImportError:
         return None
-    # Triton resolves names of a kernel among the globals of its module.
-    globals()['tl'] = tl
-
-    @triton.jit
-    def scale(grad, factor, count, BLOCK: tl.constexpr):
-        value = tl.load(factor)
-        if value != 1.0:
-            offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-            inside = offsets < count
-            products = tl.load(grad + offsets, mask=inside).to(tl.float32) * value.to(tl.float32)
-            tl.store(grad + offsets, products.to(grad.dtype.element_ty), mask=inside)
-
-    return scale
+    return scale_in_place

@@ -1,8 +1,8 @@
 """The pass as plain arithmetic against the two terms and the float64 reference; as a kernel against both."""
 
 import itertools
-import os
 import warnings
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -17,7 +17,6 @@ from asl_mmdet.models import fused_pass as module
 from asl_mmdet.models.asymmetric_loss import ProbabilityStatistics, asymmetric_loss
 from asl_mmdet.models.eager_pass import eager_pass
 from asl_mmdet.models.one_pass import LARGEST_LOGIT, Setting, exp, log1p, one_pass, power
-from tests.conftest import ROOT, run_tool
 from tests.test_models.test_asymmetric_loss import case, gamma, value_and_grad
 
 ASL = Setting(0.0, 4.0, 0.05, None, -1, False, hard=False)
@@ -304,14 +303,6 @@ def test_bad_labels_are_named_by_the_kernel_too(target, message):
         AsymmetricLoss(fused=True)(torch.zeros(2, 30), target)
 
 
-@pytest.mark.slow
-def test_the_kernel_of_a_gpu_computes_the_same_in_the_interpreter_of_triton():
-    pytest.importorskip('triton')
-    path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
-    done = run_tool('tests/test_models/triton_pass.py', env=dict(TRITON_INTERPRET='1', PYTHONPATH=path))
-    assert done.returncode == 0 and done.stdout.endswith('equal\n'), done.stdout
-
-
 # --------------------------------------------------------------------------------------------------------- the backward
 
 
@@ -461,6 +452,43 @@ def test_a_mistake_of_the_caller_does_not_turn_the_kernel_off(monkeypatch):
         asymmetric_loss(logits, target, torch.ones(7, 40))
     with pytest.raises(RuntimeError, match='torch.func'), warnings.catch_warnings():
         warnings.simplefilter('error')
+        torch.func.grad(lambda z: asymmetric_loss(z, target))(logits)
+    assert not module._WITHOUT_COMPILER
+
+
+@pytest.mark.parametrize(
+    ('fused', 'logits', 'expected'),
+    [
+        (None, dict(is_cuda=True), module._fused_where_possible),
+        (True, dict(is_cuda=True), module.fused_pass),
+        (False, dict(is_cuda=True), module.eager_pass),
+        (None, dict(is_cuda=True, dtype=torch.float64), module.eager_pass),
+        (True, dict(is_cuda=True, dtype=torch.float64), module.eager_pass),
+        (None, dict(is_cuda=True, size=0), module.eager_pass),
+        (True, dict(is_cpu=True, size=0), module.eager_pass),
+        (None, dict(is_cpu=True, size=module.WORTH_COMPILING - 1), module.eager_pass),
+        (None, dict(is_cpu=True, dtype=torch.float64), module._fused_where_possible),
+        (True, dict(is_cpu=True, size=1), module.fused_pass),
+        (None, dict(), module.eager_pass),
+    ],
+)
+def test_the_way_is_chosen_by_device_size_and_dtype(fused, logits, expected):
+    known = dict(is_cuda=False, is_cpu=False, dtype=torch.float32, size=module.WORTH_COMPILING) | logits
+    size = known.pop('size')
+    assert module.choose_pass(SimpleNamespace(numel=lambda: size, **known), fused) is expected
+
+
+def test_a_kernel_for_another_device_is_refused():
+    logits = torch.zeros(2, 3, device='meta')
+    with pytest.raises(RuntimeError, match=r'fused=True: .* pred lies on meta; fused=None computes single operations'):
+        module.fused_pass(ASL, logits, logits, None, 1.0, None, None, None)
+
+
+def test_transforms_that_triton_cannot_read_do_not_turn_the_kernel_off(monkeypatch):
+    monkeypatch.setattr(module, '_WITHOUT_COMPILER', set())
+    monkeypatch.setattr(module, 'fused_pass', lambda setting, logits, *_: logits.data_ptr())
+    logits, target = batch(500, 40, 'dense')
+    with pytest.raises(RuntimeError, match='torch.func'):
         torch.func.grad(lambda z: asymmetric_loss(z, target))(logits)
     assert not module._WITHOUT_COMPILER
 

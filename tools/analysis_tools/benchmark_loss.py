@@ -1,8 +1,10 @@
 """Time of forward and backward pass of AsymmetricLoss and other losses, as multiples of torch's binary cross-entropy.
 
-All take turns in one process; a figure is the median over the rounds. On a CPU only the ratios mean something. timm and
-mmpretrain take part where they are installed (pip install --no-deps timm mmpretrain); other peers come from a file, as
---peer official=losses.py:AsymmetricLoss.
+All take turns in one process; a figure is the median over the rounds. On a CPU only the ratios mean something. On a GPU
+it is microseconds of a call, microseconds in which its kernels run, and multiples of these of the time in which logits
+and targets are read once and the gradient is written once, at the bandwidth of a copy; memory at the peak comes beside.
+timm and mmpretrain take part where they are installed (pip install --no-deps timm mmpretrain), on a GPU mmcv and
+torchvision; other peers come from a file, as --peer official=losses.py:AsymmetricLoss.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from benchmarking import Sizes, dimensions, report_growth, table
+from mmcv.ops import sigmoid_focal_loss
 from mmdet.models import FocalLoss
 from rich.progress import track
 from torch import Tensor, nn
@@ -100,7 +103,55 @@ def contestants(
         found[f'ASL, {name}, adaptive'] = lambda loss=adaptive: loss(logits, labels, avg_factor=rows)
     for name, peer in peers:
         found[name] = lambda peer=peer: peer(logits, labels)
+
+    if logits.is_cuda:
+        found['mmcv focal loss, indices'] = lambda: sigmoid_focal_loss(logits, indices, 2.0, 0.25, None, 'sum')
+        if importlib.util.find_spec('torchvision'):
+            from torchvision.ops import sigmoid_focal_loss as of_torchvision
+
+            found['torchvision focal loss'] = lambda: of_torchvision(logits, labels, reduction='sum')
     return found
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes a second that a GPU reads and writes where it copies a GiB."""
+    source = torch.ones(1 << 28, device=device)
+    target = torch.empty_like(source)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    times = []
+    for _ in range(20):
+        start.record()
+        target.copy_(source)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return 2 * source.nbytes / statistics.median(times)
+
+
+def least_bytes(name: str, logits: Tensor, labels: Tensor, indices: Tensor) -> int:
+    """Logits and gradient, and the targets of the loss of this name."""
+    return 2 * logits.nbytes + (indices if 'indices' in name else labels).nbytes
+
+
+def time_of_kernels(function: Callable[[], Tensor], logits: Tensor, calls: int = 5) -> float:
+    """Seconds in which a GPU is at work for a call; the rest of its time it waits for the host."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for _ in range(calls):
+            logits.grad = None
+            function().backward()
+        torch.cuda.synchronize(logits.device)
+    return sum(event.self_device_time_total for event in profiler.key_averages()) / calls / 1e6
+
+
+def peak_memory(function: Callable[[], Tensor], logits: Tensor) -> int:
+    """Bytes of a GPU that both passes allocate at their peak beyond what was there."""
+    logits.grad = None
+    torch.cuda.synchronize(logits.device)
+    torch.cuda.reset_peak_memory_stats(logits.device)
+    before = torch.cuda.memory_allocated(logits.device)
+    function().backward()
+    torch.cuda.synchronize(logits.device)
+    return torch.cuda.max_memory_allocated(logits.device) - before
 
 
 def median_times(functions: dict[str, Callable[[], Tensor]], logits: Tensor, rounds: int) -> dict[str, float]:
@@ -121,11 +172,14 @@ def median_times(functions: dict[str, Callable[[], Tensor]], logits: Tensor, rou
             torch.cuda.synchronize()
         return (time.perf_counter() - start) / repeats
 
+    # On a GPU, AsymmetricLoss looks at the labels of its first calls, which waits for it.
+    warming = AsymmetricLoss.CHECKED_CALLS if logits.is_cuda else 4
     for function in functions.values():
-        for _ in range(4):
+        for _ in range(warming):
             once(function)
-    # A small batch takes less than the clock resolves well.
-    repeats = {name: max(1, round(2e-3 / timed(function, 1))) for name, function in functions.items()}
+    # A small batch takes less than the clock resolves well, and a GPU works while the next calls are made.
+    enough = 2e-2 if logits.is_cuda else 2e-3
+    repeats = {name: max(1, round(enough / timed(function, 1))) for name, function in functions.items()}
     times = {name: [] for name in functions}
     for _ in track(range(rounds), description=f'{tuple(logits.shape)}'):
         for name, function in functions.items():
@@ -142,24 +196,55 @@ def make_batch(rows: int, classes: int, dtype: str, device: str) -> tuple[Tensor
     return logits, labels, indices
 
 
-def compare(args: argparse.Namespace) -> str:
-    """Table of multiples of BCE, with the seconds of every loss's first call."""
-    columns, first_calls = {}, {}
+def on_a_gpu(
+    times: dict[str, float],
+    functions: dict[str, Callable[[], Tensor]],
+    batch: tuple[Tensor, Tensor, Tensor],
+    bandwidth: float,
+) -> dict[str, tuple[str, str]]:
+    """Microseconds of a call, of its kernels and their multiple, and memory in multiples of the logits."""
+    cells = {}
+    for name, seconds in times.items():
+        kernels = time_of_kernels(functions[name], batch[0])
+        multiple = kernels * bandwidth / least_bytes(name, *batch)
+        memory = peak_memory(functions[name], batch[0]) / batch[0].nbytes
+        cells[name] = (f'{1e6 * seconds:.0f}, {1e6 * kernels:.0f} ({multiple:.3g})', f'{memory:.2f}')
+    return cells
+
+
+def compare(args: argparse.Namespace, where: str) -> None:
+    """Prints a table of multiples of BCE, on a GPU two, with the seconds of every loss's first call."""
+    columns, first_calls, of_gpu = {}, {}, {}
+    bandwidth = copy_bandwidth(args.device) if torch.device(args.device).type == 'cuda' else None
     for dtype in args.dtypes:
         for rows, classes in args.sizes:
-            logits, labels, indices = make_batch(rows, classes, dtype, args.device)
-            functions = contestants(logits, labels, indices, args.peer)
+            batch = make_batch(rows, classes, dtype, args.device)
+            functions = contestants(*batch, args.peer)
             for name, function in functions.items():
                 start = time.perf_counter()
                 function().backward()
                 first_calls.setdefault(name, time.perf_counter() - start)
-            columns[f'{rows} x {classes}, {dtype}'] = median_times(functions, logits, args.rounds)
+            column = f'{rows} x {classes}, {dtype}'
+            columns[column] = median_times(functions, batch[0], args.rounds)
+            if bandwidth:
+                of_gpu[column] = on_a_gpu(columns[column], functions, batch, bandwidth)
+    first = [f'{seconds:.1f}' for seconds in first_calls.values()]
+    if bandwidth:
+        at = f'; a copy moves {bandwidth / 1e12:.2f} TB/s; {where}'
+        print(f'\nForward and backward pass, us, in kernels, us (multiples of reading and writing once){at}\n')
+        cells = [[name, *(column[name][0] for column in of_gpu.values())] for name in first_calls]
+        print(table(['loss', *columns, 'first call, s'], [[*line, s] for line, s in zip(cells, first)]))
+        print(f'\nMemory that both passes allocate at their peak, multiples of the logits; {where}\n')
+        cells = [[name, *(column[name][1] for column in of_gpu.values())] for name in first_calls]
+        print(table(['loss', *columns], cells))
+        return
     lines = [
-        [name, *(f'{times[name] / times["BCE"]:.2f}' for times in columns.values()), f'{first:.1f}']
-        for name, first in first_calls.items()
+        [name, *(f'{times[name] / times["BCE"]:.2f}' for times in columns.values()), s]
+        for name, s in zip(first_calls, first)
     ]
     lines.append(['BCE, ms', *(f'{1e3 * times["BCE"]:.3f}' for times in columns.values()), ''])
-    return table(['loss', *columns, 'first call, s'], lines)
+    print(f'\nForward and backward pass, multiples of BCE; {where}\n')
+    print(table(['loss', *columns, 'first call, s'], lines))
 
 
 def measure_growth(sizes: list[tuple[int, int]], args: argparse.Namespace) -> dict[str, dict[tuple[int, int], float]]:
@@ -192,12 +277,13 @@ def main() -> None:
     # glibc gives the memory of every pass back to the system until it has freed a block of up to 32 MiB once. The
     # activations of a training are such blocks.
     torch.empty(31 * 2**20, dtype=torch.uint8)
-    where = f'{args.device}, {args.threads} threads, {torch.__version__}'
+    if torch.device(args.device).type == 'cuda':
+        where = f'{torch.cuda.get_device_name(args.device)}, torch {torch.__version__}'
+    else:
+        where = f'{args.device}, {args.threads} threads, {torch.__version__}'
 
     if args.sizes:
-        text = compare(args)
-        print(f'\nForward and backward pass, multiples of BCE; {where}\n')
-        print(text)
+        compare(args, where)
     if args.growth:
         panels = {
             'rows, of 80 classes': ([(rows, 80) for rows in args.growth_rows], 0),
