@@ -113,11 +113,16 @@ def asymmetric_loss(
     """
     if reduction not in ('sum', 'none'):
         raise ValueError(f"reduction={reduction!r} of asymmetric_loss must be 'sum' or 'none'; scale divides a sum")
+    if targets.ndim == 2 and 0 <= ignore_index <= 1:
+        raise ValueError(
+            f'ignore_index={ignore_index} of AsymmetricLoss is a valid label of a target of shape (N, C); use -1'
+        )
     targets = _as_compiled(targets)
     gamma_neg, gamma_neg_tensor = (None, gamma_neg) if torch.is_tensor(gamma_neg) else (float(gamma_neg), None)
     clip, clip_tensor = (None, clip) if torch.is_tensor(clip) else (float(clip), None)
     hard = not targets.is_floating_point()
     by_rows = targets.ndim == 1 or not logits.is_cpu
+    alpha = None if alpha is None else float(alpha)
     setting = Setting(float(gamma_pos), gamma_neg, clip, alpha, ignore_index, detach_focusing, hard, by_rows)
     sums = _sums_to_start_from(statistics, logits) if statistics else None
     if reduction == 'none':
@@ -452,11 +457,6 @@ class AsymmetricLoss(nn.Module):
             raise TypeError(
                 f'target of AsymmetricLoss with one entry a row holds class indices and must be integer, got '
                 f'{target.dtype}; give labels the shape {tuple(shape)} of pred'
-            )
-        if not holds_indices and 0 <= self.ignore_index <= 1:
-            raise ValueError(
-                f'ignore_index={self.ignore_index} of AsymmetricLoss is a valid label of a target of shape '
-                '(N, C); use -1'
             )
         if target.requires_grad:
             raise ValueError('target of AsymmetricLoss is a constant, but requires grad; pass target.detach()')

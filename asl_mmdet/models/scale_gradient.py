@@ -1,17 +1,17 @@
 """A gradient times a factor that lies on the device, in place, at no cost where the factor is 1."""
 
-import functools
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
+
+# Why Triton does not work here, once that is known.
+_FAULTS: list[Exception] = []
 
 
 def scale_gradient(grad: Tensor, factor: Tensor) -> None:
     """``grad *= factor``, past autograd's count of changes.
 
     The factor of a backward pass is 1 unless something scales the loss. A CPU looks; a GPU must not be waited for, so
-    that there a kernel looks by itself, where Triton is installed.
+    that there a kernel looks by itself, where Triton works.
 
     Args:
         grad: any shape and floating dtype; the product is rounded once, from float32 for half precision.
@@ -20,10 +20,9 @@ def scale_gradient(grad: Tensor, factor: Tensor) -> None:
     grad = grad.data
     if grad.is_cpu and factor.item() == 1:
         return
-    scale_in_place = _of_triton() if grad.is_cuda and grad.dtype != torch.float64 and grad.is_contiguous() else None
-    if scale_in_place is not None:
-        scale_in_place(grad, factor)
-    elif grad.dtype == torch.float16 and not grad.is_cpu:
+    if grad.is_cuda and grad.dtype != torch.float64 and grad.is_contiguous() and _by_triton(grad, factor):
+        return
+    if grad.dtype == torch.float16 and not grad.is_cpu:
         # The usual loss scale, 65536, is no number of float16, its root is. A CPU multiplies in float32.
         root = factor.abs().sqrt()
         grad.mul_(root).mul_(root * factor.sign())
@@ -31,10 +30,17 @@ def scale_gradient(grad: Tensor, factor: Tensor) -> None:
         grad.mul_(factor)
 
 
-@functools.cache
-def _of_triton() -> Callable[[Tensor, Tensor], None] | None:
+def _by_triton(grad: Tensor, factor: Tensor) -> bool:
+    """Whether Triton works; then it is done."""
+    if _FAULTS:
+        return False
     try:
         from .triton_pass import scale_in_place
-    except ImportError:
-        return None
-    return scale_in_place
+
+        scale_in_place(grad, factor)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of a compiler or driver that is missing; AsymmetricLoss has warned
+        _FAULTS.append(error)
+        return False
+    return True

@@ -42,13 +42,20 @@ def triton_pass(
     """As ``one_pass``, on a GPU, for any number of elements but none; not for float64.
 
     Raises:
-        ValueError: the shape of ``targets`` does not fit.
+        ValueError: the shape of ``targets`` does not fit, or ``targets`` or ``weight`` lie on another device.
         RuntimeError: ``weight``, ``gamma_neg`` or ``clip`` do not broadcast.
     """
     rows, num_classes = logits.shape
     if targets.shape not in (logits.shape, logits.shape[:1]):
         raise ValueError(f'targets have shape {tuple(targets.shape)}, logits {tuple(logits.shape)}')
+    # Triton would read pinned memory, and that of another GPU.
+    if targets.device != logits.device or (weight is not None and weight.device != logits.device):
+        raise ValueError(f'targets and weight have to lie on {logits.device}, as the logits')
     logits, targets = logits.contiguous(), targets.contiguous()
+    scale = scale if torch.is_tensor(scale) else float(scale)
+    scale, gamma_neg, clip = (
+        one.to(logits.device) if torch.is_tensor(one) else one for one in (scale, gamma_neg, clip)
+    )
     gamma_neg, clip = (
         one.expand(num_classes).contiguous() if one is not None and one.ndim else one for one in (gamma_neg, clip)
     )
@@ -80,6 +87,7 @@ def triton_pass(
             setting.detach_focusing,
             targets.ndim == 1,
             torch.is_tensor(scale),
+            weight_strides[1] != 0,
             gamma_neg is not None and gamma_neg.ndim > 0,
             clip is not None and clip.ndim > 0,
             BLOCK,
@@ -143,6 +151,7 @@ def _pass(
     DETACH: tl.constexpr,
     INDICES: tl.constexpr,
     SCALE_IS_TENSOR: tl.constexpr,
+    WEIGHT_OF_CLASS: tl.constexpr,
     GAMMA_OF_CLASS: tl.constexpr,
     CLIP_OF_CLASS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -180,6 +189,7 @@ def _pass(
             CLIP,
             IGNORE_INDEX,
             INDICES,
+            WEIGHT_OF_CLASS,
             GAMMA_OF_CLASS,
             CLIP_OF_CLASS,
             BLOCK,
@@ -221,6 +231,7 @@ def _pass(
                 CLIP,
                 IGNORE_INDEX,
                 INDICES,
+                WEIGHT_OF_CLASS,
                 GAMMA_OF_CLASS,
                 CLIP_OF_CLASS,
                 BLOCK,
@@ -235,11 +246,11 @@ def _pass(
                 valid = tl.where((y >= 0.0) & (y <= 1.0), 1.0, float('nan'))
                 factor *= tl.where(label == IGNORE_INDEX, 0.0, valid)
             s = tl.minimum(-z, LARGEST)
-            excess = (-z - s) * LOG2_E
+            excess = tl.minimum(-z - s, HUGE) * LOG2_E
             yes = z == z
             positive, up = _terms(s * LOG2_E, excess, yes, gamma, margin, GAMMA_POS, GAMMA_NEG, CLIP, ALPHA, DETACH)
             s = tl.minimum(z, LARGEST)
-            excess = (z - s) * LOG2_E
+            excess = tl.minimum(z - s, HUGE) * LOG2_E
             negative, down = _terms(s * LOG2_E, excess, ~yes, gamma, margin, GAMMA_POS, GAMMA_NEG, CLIP, ALPHA, DETACH)
             slope = ((1.0 - y) * down - y * up) * factor
             tl.store(grad + place, slope.to(grad.dtype.element_ty), mask=inside)
@@ -267,6 +278,7 @@ def _load(
     CLIP: tl.constexpr,
     IGNORE_INDEX: tl.constexpr,
     INDICES: tl.constexpr,
+    WEIGHT_OF_CLASS: tl.constexpr,
     GAMMA_OF_CLASS: tl.constexpr,
     CLIP_OF_CLASS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -289,7 +301,9 @@ def _load(
 
     factor = tl.where(inside, scale, 0.0)
     if weight is not None:
-        weights = weight + start_row * weight_of_row + row * weight_of_row + (column + neighbour) * weight_of_class
+        weights = weight + (start_row + row) * weight_of_row
+        if WEIGHT_OF_CLASS:
+            weights += (column + neighbour).to(tl.int64) * weight_of_class
         factor *= tl.load(weights, mask=inside, other=0.0).to(tl.float32)
     if GAMMA_NEG is not None:
         gamma = GAMMA_NEG
@@ -405,6 +419,10 @@ def _any_power(x, gamma):
     return tl.where(x == 0.0, tl.where(gamma == 0.0, 1.0, 0.0), tl.exp2(gamma * tl.log2(x)))
 
 
+# AMD's library has no faster one than Triton.
+_log2 = tl.log2 if torch.version.hip else libdevice.fast_log2f
+
+
 @triton.jit
 def _log2_of_1_and(x):
     """log2(1 + x) for x from 0 to 1e36, within 4e-7 of the value."""
@@ -415,7 +433,7 @@ def _log2_of_1_and(x):
     series = series * x + 0.48061665892601013
     series = series * x - 0.7213390469551086
     series = series * x + 1.4426950216293335
-    return tl.where(x < 0.5, series * x, libdevice.fast_log2f(1.0 + x))
+    return tl.where(x < 0.5, series * x, _log2(1.0 + x))
 
 
 @triton.jit(do_not_specialize=['rows'])
@@ -455,7 +473,7 @@ def _count(
             valid = (y >= 0.0) & (y <= 1.0)
         counted = tl.where(inside & known, tl.where(valid, 1.0, float('nan')), 0.0)
         if weight is not None:
-            place = row * weight_of_row + column * weight_of_class
+            place = row * weight_of_row + column.to(tl.int64) * weight_of_class
             counted = tl.where(tl.load(weight + place, mask=inside, other=0.0) == 0.0, 0.0, counted)
         p = 1.0 / (1.0 + tl.exp2(-z * LOG2_E))
         positive = tl.where(known, y, 0.0) * counted
@@ -485,4 +503,6 @@ def _scale(grad, factor, size, BLOCK: tl.constexpr):
 
 LARGEST = tl.constexpr(LARGEST_LOGIT)
 LOG_2, LOG2_E = tl.constexpr(math.log(2)), tl.constexpr(math.log2(math.e))
+# Losses end there, lest their multiples are infinite.
+HUGE = tl.constexpr(1e38)
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)

@@ -489,6 +489,8 @@ def test_ignore_index_that_is_a_label_is_refused_for_labels_only():
     assert loss(LOGITS, torch.tensor([0, 0])).item() == 0
     with pytest.raises(ValueError, match='ignore_index=0'):
         loss(LOGITS, torch.zeros(2, 3))
+    with pytest.raises(ValueError, match='ignore_index=1'):
+        asymmetric_loss(torch.zeros(2, 3), torch.zeros(2, 3), ignore_index=1)
 
 
 def test_values_that_go_unchecked_end_in_nan():

@@ -1,4 +1,5 @@
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,7 +29,55 @@ def test_a_factor_of_one_leaves_the_gradient_alone(monkeypatch):
     assert grad.tolist() == [1, 1, 1]
 
 
-def test_without_triton_there_is_no_kernel(monkeypatch):
+class OnAGpu(torch.Tensor):
+    """A tensor that says that it lies on a GPU."""
+
+    is_cuda, is_cpu = True, False
+
+    @property
+    def data(self):
+        return self
+
+
+@pytest.mark.parametrize('fault', [ImportError('no triton'), RuntimeError('0 active drivers')])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_without_a_triton_that_works_torch_multiplies(monkeypatch, dtype, fault):
+    calls = []
+
+    def fails(grad, factor):
+        calls.append(grad)
+        raise fault
+
+    triton_pass = SimpleNamespace(scale_in_place=fails)
+    monkeypatch.setitem(sys.modules, 'asl_mmdet.models.triton_pass', triton_pass)
+    monkeypatch.setattr(module, '_FAULTS', [])
+    for _ in range(2):
+        grad = torch.tensor([1.0, -2.0], dtype=dtype).as_subclass(OnAGpu)
+        scale_gradient(grad, torch.tensor(256.0))
+        assert grad.tolist() == [256, -512]
+    assert len(calls) == 1
+
+    triton_pass.scale_in_place = lambda grad, factor: grad.fill_(7)
+    monkeypatch.setattr(module, '_FAULTS', [])
+    scale_gradient(grad, torch.tensor(256.0))
+    assert grad.tolist() == [7, 7]
+
+
+def test_memory_that_runs_out_is_not_taken_for_a_missing_triton(monkeypatch):
+    def fails(grad, factor):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setitem(sys.modules, 'asl_mmdet.models.triton_pass', SimpleNamespace(scale_in_place=fails))
+    monkeypatch.setattr(module, '_FAULTS', [])
+    with pytest.raises(torch.OutOfMemoryError):
+        scale_gradient(torch.ones(2).as_subclass(OnAGpu), torch.tensor(2.0))
+    assert module._FAULTS == []
+
+
+def test_without_triton_the_module_of_its_kernels_is_no_fault_of_the_caller(monkeypatch):
     monkeypatch.setitem(sys.modules, 'triton', None)
     monkeypatch.delitem(sys.modules, 'asl_mmdet.models.triton_pass', raising=False)
-    assert module._of_triton.__wrapped__() is None
+    monkeypatch.setattr(module, '_FAULTS', [])
+    grad = torch.ones(2).as_subclass(OnAGpu)
+    scale_gradient(grad, torch.tensor(3.0))
+    assert grad.tolist() == [3, 3] and isinstance(module._FAULTS[0], ImportError)

@@ -6,6 +6,7 @@ import itertools
 import os
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -113,6 +114,11 @@ def extremes():
     for setting in SETTINGS:
         for logits, label in itertools.product((far, far.clamp(-88, 88)), (0.0, 1.0, 0.5)):
             assert check(setting, logits, torch.full_like(far, label)).loss.isfinite()
+        largest = torch.finfo(torch.float32).max
+        for value, label in ((-largest, 0.0), (largest, 1.0), (-largest, -1.0), (largest, -1.0)):
+            logits, labels = torch.zeros(2, 80), torch.zeros(2, 80)
+            logits[1, 3], labels[1, 3] = value, label
+            assert check(setting, logits, labels).loss.isfinite()
         for value in (float('nan'), float('inf'), -float('inf')):
             logits = torch.zeros(2, 80)
             logits[0, 0] = value
@@ -140,7 +146,7 @@ def whole_losses(generator):
     logits, labels, indices, soft = batch(generator, 60, 20)
     weight = 300 * torch.rand(60, generator=generator)
     for dtype, target in itertools.product((torch.float32, torch.float16, torch.bfloat16), (labels, indices, soft)):
-        for weights, avg_factor in ((None, 7), (weight, torch.tensor(9.0))):
+        for weights, avg_factor in ((None, np.float32(7)), (weight, torch.tensor(9.0))):
             found = []
             for kind, fused, device in ((dtype, True, DEVICE), (torch.float64, False, 'cpu')):
                 z = logits.to(dtype).to(device, kind, copy=True).requires_grad_()
@@ -162,6 +168,8 @@ def refusals():
         (labels, (torch.ones(5, 4, device=DEVICE), 1.0, None, None)),
         (labels, (None, 1.0, torch.ones(3, device=DEVICE), None)),
         (labels, (None, 1.0, None, torch.ones(3, device=DEVICE))),
+        (labels.to('meta'), (None, 1.0, None, None)),
+        (labels, (labels.to('meta'), 1.0, None, None)),
     ):
         try:
             triton_pass(WITHOUT_NUMBERS, logits, targets, *others, None)
@@ -198,6 +206,7 @@ def compilation():
             DETACH=False,
             INDICES=indices,
             SCALE_IS_TENSOR=of_classes,
+            WEIGHT_OF_CLASS=of_classes,
             GAMMA_OF_CLASS=of_classes,
             CLIP_OF_CLASS=False,
             BLOCK=module.BLOCK,
@@ -219,9 +228,8 @@ def main():
     if INTERPRETED:
         # The interpreter has neither a GPU nor CUDA's functions; of its quotients, those by more than 2^126 are 0.
         torch.cuda.device = contextlib.nullcontext
-        module.libdevice = SimpleNamespace(
-            fast_dividef=lambda x, y: tl.where(y > 2.0**126, 0.0, x / y), fast_log2f=lambda x: tl.log2(x)
-        )
+        module.libdevice = SimpleNamespace(fast_dividef=lambda x, y: tl.where(y > 2.0**126, 0.0, x / y))
+        module._log2 = lambda x: tl.log2(x)
         asymmetric_loss.choose_pass = lambda logits, fused: triton_pass if fused else eager_pass
         asymmetric_loss.scale_gradient = lambda grad, factor: scale_in_place(grad.data, factor)
     generator = torch.Generator().manual_seed(0)
