@@ -99,7 +99,9 @@ def compiled_pass(setting: Setting, logits: Tensor, *inputs: float | Tensor | No
     """On a CPU."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
     # A number would be a part of the kernel.
-    inputs = (logits.new_full((), one, dtype=dtype) if isinstance(one, (int, float)) else one for one in inputs)
+    inputs = (
+        one if one is None or torch.is_tensor(one) else logits.new_full((), float(one), dtype=dtype) for one in inputs
+    )
     tensors = [None if tensor is None else tensor.contiguous() for tensor in (logits, *inputs)]
     logits = tensors[0]
     if not setting.by_rows:

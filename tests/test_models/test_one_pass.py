@@ -5,6 +5,7 @@ import warnings
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -482,6 +483,17 @@ def test_a_kernel_for_another_device_is_refused():
     logits = torch.zeros(2, 3, device='meta')
     with pytest.raises(RuntimeError, match=r'fused=True: .* pred lies on meta; fused=None computes single operations'):
         module.fused_pass(ASL, logits, logits, None, 1.0, None, None, None)
+
+
+def test_numbers_of_numpy_are_numbers(monkeypatch):
+    monkeypatch.setattr(module, '_WITHOUT_COMPILER', set())
+    logits, target = batch(500, 40, 'dense')
+    numbers = dict(gamma_neg=2.0, clip=0.125, alpha=0.25, loss_weight=0.5)
+    of_numpy = AsymmetricLoss(**{name: np.float32(value) for name, value in numbers.items()})
+    for avg_factor in (500, np.float32(500), np.int64(500), torch.tensor(500)):
+        found = of_numpy(logits, target, avg_factor=avg_factor)
+        torch.testing.assert_close(found, AsymmetricLoss(**numbers)(logits, target, avg_factor=500.0))
+    assert not module._WITHOUT_COMPILER
 
 
 def test_transforms_that_triton_cannot_read_do_not_turn_the_kernel_off(monkeypatch):
