@@ -9,6 +9,7 @@ import inspect
 import logging
 import os
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ from .hooks import DataCheckHook, ExactResumeHook, NonFiniteError, NonFiniteHook
 
 # Seconds for which a process waits for the others; torch's default is this for NCCL, but three times as long for gloo.
 TIMEOUT = 600
+# Linux has 107 characters for the name of a socket; Python appends /pymp-12345678/listener-12345678.
+LONGEST_TEMPORARY_FOLDER = 75
 # What is read at the top of a config, where its Runner is mmengine's: by that, by mmdet's tools, and here.
 KNOWN_SETTINGS = (
     *(name for name in inspect.signature(Runner).parameters if name != 'cfg'),
@@ -121,7 +124,21 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.merge_from_dict({'env_cfg.dist_cfg.timeout': TIMEOUT})
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         _distribute_on_cpu(cfg)
+    _check_temporary_folder(cfg)
     return cfg
+
+
+def _check_temporary_folder(cfg: Config) -> None:
+    """Where the name of a socket is too long for the system, workers end, and a run waits for them for ever."""
+    folder = tempfile.gettempdir()
+    has_workers = any((cfg.get(f'{split}_dataloader') or {}).get('num_workers') for split in ('train', 'val', 'test'))
+    by_sockets = torch.multiprocessing.get_sharing_strategy() == 'file_descriptor'
+    if has_workers and by_sockets and len(os.fsencode(folder)) > LONGEST_TEMPORARY_FOLDER:
+        sys.exit(
+            f'{folder}, the folder of temporary files, has {len(os.fsencode(folder))} characters in its name. Workers '
+            f'that load data make sockets in it, for whose names the system has room up to {LONGEST_TEMPORARY_FOLDER}. '
+            'Set TMPDIR to a shorter one, such as /tmp'
+        )
 
 
 def _check_keys(cfg: Config, options: Mapping[str, object]) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 from mmdet.registry import VISUALIZERS
@@ -27,6 +28,9 @@ RECIPES = [
     'configs/atss/atss_tresnet-m_fpn_asl-alpha_8xb6-70e_coco.py',
     'configs/multi_label/tresnet-l_asl_8xb16-60e_coco2014-448.py',
 ]
+
+
+OF_NO_WORKERS = ('num_workers=0', 'persistent_workers=False')
 
 
 @pytest.fixture
@@ -172,3 +176,15 @@ def test_types_of_arguments(kind, good, bad, capsys):
         with pytest.raises(SystemExit):
             parser.parse_args(['--value', text])
     assert f'--value: {bad[0]} ' in capsys.readouterr().err
+
+
+def test_a_temporary_folder_in_which_workers_would_end_is_refused(monkeypatch):
+    monkeypatch.setattr(command_line, 'tempfile', SimpleNamespace(gettempdir=lambda: f'/{"é" * 37}'))
+    assert loaded(CLASSIFIER)
+    monkeypatch.setattr(command_line, 'tempfile', SimpleNamespace(gettempdir=lambda: f'/{"é" * 37}x'))
+    with pytest.raises(SystemExit, match='has 76 characters in its name.* Set TMPDIR to a shorter one, such as /tmp'):
+        loaded(CLASSIFIER)
+    without_workers = [f'{split}_dataloader.{key}' for split in ('train', 'val', 'test') for key in OF_NO_WORKERS]
+    assert loaded(CLASSIFIER, *without_workers)
+    monkeypatch.setattr(command_line.torch.multiprocessing, 'get_sharing_strategy', lambda: 'file_system')
+    assert loaded(CLASSIFIER)
