@@ -94,6 +94,7 @@ def triton_pass(
             # A thread takes neighbours of one row, at most 16 bytes of them.
             math.gcd(num_classes, 16 // logits.element_size()),
             num_warps=WARPS,
+            # Triton 3.10 leaves it out unless it is asked for.
             enable_fp_fusion=True,
         )
         if sums is not None:
@@ -112,6 +113,7 @@ def triton_pass(
                 COUNTED_ROWS,
                 COUNTED_CLASSES,
                 ROWS_AT_A_TIME,
+                enable_fp_fusion=True,
             )
             sums = sums + counts.sum(0, dtype=sums.dtype).sum_to_size(sums.shape)
     return Outcome(losses.sum(), grad, sums)
@@ -121,7 +123,7 @@ def scale_in_place(grad: Tensor, factor: Tensor) -> None:
     """``grad *= factor``, contiguous and not float64, on a GPU that looks by itself whether the factor is 1."""
     programs = min(_how_many(grad.numel(), SCALE_BLOCK), SCALE_PROGRAMS)
     with torch.cuda.device(grad.device):
-        _scale[(programs,)](grad, factor, grad.numel(), SCALE_BLOCK)
+        _scale[(programs,)](grad, factor, grad.numel(), SCALE_BLOCK, enable_fp_fusion=True)
 
 
 def _how_many(size: int, part: int) -> int:

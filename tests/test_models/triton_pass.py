@@ -220,9 +220,53 @@ def compilation():
     compile_for(module._scale, dict(grad='fp16', factor='fp32'), dict(size='i64'), dict(BLOCK=4096))
 
 
+class Hopper:
+    """What Triton asks a driver for before it launches a kernel."""
+
+    def get_current_target(self):
+        return GPUTarget('cuda', 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+class Prepared:
+    """A kernel that is compiled for its arguments, and not launched."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.function.warmup(*args, grid=grid, **options)
+
+    def __len__(self):
+        return len(self.function.device_caches[0][0])
+
+
+def recompilation():
+    """One kernel for all numbers of rows and scales."""
+    triton.runtime.driver.set_active(Hopper())
+    torch.cuda.device = contextlib.nullcontext
+    kernels = module._pass, module._count, module._scale = [
+        Prepared(function) for function in (module._pass, module._count, module._scale)
+    ]
+    generator = torch.Generator().manual_seed(0)
+    for rows, scale in ((128, 1.0), (130, 0.25), (44001, 0.0), (7, 3.0)):
+        logits, labels, indices, _ = batch(generator, rows, 80)
+        for targets, weight in ((labels, None), (indices, torch.rand(rows, 1, generator=generator))):
+            sums = torch.zeros(4, 1, dtype=torch.float64)
+            triton_pass(PAPER, logits, targets, weight, scale, None, None, sums)
+        scale_in_place(logits, torch.tensor(scale))
+        assert [len(kernel) for kernel in kernels] == [2, 2, 1], rows
+
+
 def main():
     if not (INTERPRETED or torch.cuda.is_available()):
         compilation()
+        recompilation()
         print('compiled')
         return
     if INTERPRETED:
