@@ -1,6 +1,6 @@
 """``one_pass`` as a kernel of Triton's, for a GPU, and the factor of a backward pass. Imports Triton.
 
-The formulas are those of ``one_pass.hard_terms``, which has their legend. torch.compile's kernel takes three times as
+The formulas are those of ``one_pass.hard_terms``, which has their legend. torch.compile's kernel took three times as
 long (docs/speed.md): it cannot look whether a label is soft, and so computes both terms of every one; rows of few
 classes leave a part of its threads without work; its quotients, maxima and logarithms are several times as many
 instructions.
@@ -28,6 +28,12 @@ SCALE_PROGRAMS = 2048
 # A program counts so many rows of so many classes, a few rows at a time.
 COUNTED_ROWS, COUNTED_CLASSES, ROWS_AT_A_TIME = 128, 128, 4
 
+LARGEST = tl.constexpr(LARGEST_LOGIT)
+LOG_2, LOG2_E = tl.constexpr(math.log(2)), tl.constexpr(math.log2(math.e))
+# Losses end there, lest their multiples are infinite.
+HUGE = tl.constexpr(1e38)
+TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
+
 
 def triton_pass(
     setting: Setting,
@@ -53,11 +59,9 @@ def triton_pass(
         raise ValueError(f'targets and weight have to lie on {logits.device}, as the logits')
     logits, targets = logits.contiguous(), targets.contiguous()
     scale = scale if torch.is_tensor(scale) else float(scale)
-    scale, gamma_neg, clip = (
-        one.to(logits.device) if torch.is_tensor(one) else one for one in (scale, gamma_neg, clip)
-    )
     gamma_neg, clip = (
-        one.expand(num_classes).contiguous() if one is not None and one.ndim else one for one in (gamma_neg, clip)
+        one if one is None else (one.expand(num_classes).contiguous() if one.ndim else one).to(logits.device)
+        for one in (gamma_neg, clip)
     )
     grad = torch.empty_like(logits)
     blocks = _how_many(logits.numel(), BLOCK)
@@ -160,174 +164,96 @@ def _pass(
     NEIGHBOURS: tl.constexpr,
 ):
     start = tl.program_id(0).to(tl.int64) * steps * BLOCK
-    row = start // CLASSES
-    column = (start - row * CLASSES).to(tl.int32)
+    start_row = start // CLASSES
+    start_column = (start - start_row * CLASSES).to(tl.int32)
     logits += start
     grad += start
     if INDICES:
-        targets += row
+        targets += start_row
     else:
         targets += start
     left = tl.minimum(size - start, steps * BLOCK).to(tl.int32)
     if SCALE_IS_TENSOR:
         scale = tl.load(scale).to(tl.float32)
-    sums = tl.zeros((BLOCK // NEIGHBOURS, NEIGHBOURS), tl.float32)
-    for step in range(steps):
-        place, inside, z, label, factor, gamma, margin = _load(
-            logits,
-            targets,
-            weight,
-            scale,
-            gamma_neg,
-            clip,
-            left,
-            step * BLOCK,
-            row,
-            column,
-            weight_of_row,
-            weight_of_class,
-            CLASSES,
-            GAMMA_NEG,
-            CLIP,
-            IGNORE_INDEX,
-            INDICES,
-            WEIGHT_OF_CLASS,
-            GAMMA_OF_CLASS,
-            CLIP_OF_CLASS,
-            BLOCK,
-            NEIGHBOURS,
-        )
-        # For labels of 0 and 1 and logits up to LARGEST; NaN for all else.
-        largest = tl.max(tl.abs(z), axis=1, keep_dims=True)
-        factor = tl.where(largest <= LARGEST, factor, float('nan'))
-        if INDICES:
-            is_positive = label
-        else:
-            is_positive = label == 1.0
-            unusual = factor * tl.where(label == IGNORE_INDEX, 0.0, float('nan'))
-            factor = tl.where(is_positive | (label == 0.0), factor, unusual)
-        s = z * tl.where(is_positive, -LOG2_E, LOG2_E)
-        loss, slope = _terms(s, None, is_positive, gamma, margin, GAMMA_POS, GAMMA_NEG, CLIP, ALPHA, DETACH)
-        slope = tl.where(is_positive, -slope, slope) * factor
-        tl.store(grad + place, slope.to(grad.dtype.element_ty), mask=inside)
-        sums += loss * factor
-    total = tl.sum(sums)
-    if total != total:
-        sums = tl.zeros((BLOCK // NEIGHBOURS, NEIGHBOURS), tl.float32)
-        for step in range(steps):
-            place, inside, z, label, factor, gamma, margin = _load(
-                logits,
-                targets,
-                weight,
-                scale,
-                gamma_neg,
-                clip,
-                left,
-                step * BLOCK,
-                row,
-                column,
-                weight_of_row,
-                weight_of_class,
-                CLASSES,
-                GAMMA_NEG,
-                CLIP,
-                IGNORE_INDEX,
-                INDICES,
-                WEIGHT_OF_CLASS,
-                GAMMA_OF_CLASS,
-                CLIP_OF_CLASS,
-                BLOCK,
-                NEIGHBOURS,
-            )
-            # For everything else; NaN for infinite and NaN logits.
-            factor = z * 0.0 + factor
-            if INDICES:
-                y = tl.where(label, 1.0, 0.0)
-            else:
-                y = tl.where(label == IGNORE_INDEX, 0.0, label)
-                valid = tl.where((y >= 0.0) & (y <= 1.0), 1.0, float('nan'))
-                factor *= tl.where(label == IGNORE_INDEX, 0.0, valid)
-            s = tl.minimum(-z, LARGEST)
-            excess = tl.minimum(-z - s, HUGE) * LOG2_E
-            yes = z == z
-            positive, up = _terms(s * LOG2_E, excess, yes, gamma, margin, GAMMA_POS, GAMMA_NEG, CLIP, ALPHA, DETACH)
-            s = tl.minimum(z, LARGEST)
-            excess = tl.minimum(z - s, HUGE) * LOG2_E
-            negative, down = _terms(s * LOG2_E, excess, ~yes, gamma, margin, GAMMA_POS, GAMMA_NEG, CLIP, ALPHA, DETACH)
-            slope = ((1.0 - y) * down - y * up) * factor
-            tl.store(grad + place, slope.to(grad.dtype.element_ty), mask=inside)
-            sums += (y * positive + (1.0 - y) * negative) * factor
-        total = tl.sum(sums)
+    first = (tl.arange(0, BLOCK // NEIGHBOURS) * NEIGHBOURS)[:, None]
+    neighbour = tl.arange(0, NEIGHBOURS)[None, :]
+    total = tl.full((), float('nan'), tl.float32)
+    for careful in tl.static_range(2):
+        # At first for labels of 0 and 1 and logits up to LARGEST. All else makes the sum NaN, and it is made anew.
+        if total != total:
+            sums = tl.zeros((BLOCK // NEIGHBOURS, NEIGHBOURS), tl.float32)
+            for step in range(steps):
+                # What neighbours share is found once.
+                offset = step * BLOCK + first
+                inside = offset < left
+                place = offset + neighbour
+                z = tl.load(logits + place, mask=inside, other=0.0).to(tl.float32)
+                row = (start_column + offset) // CLASSES
+                column = start_column + offset - row * CLASSES
+
+                factor = tl.where(inside, scale, 0.0)
+                if weight is not None:
+                    weights = weight + (start_row + row) * weight_of_row
+                    if WEIGHT_OF_CLASS:
+                        weights += (column + neighbour).to(tl.int64) * weight_of_class
+                    factor *= tl.load(weights, mask=inside, other=0.0).to(tl.float32)
+                gamma = _number(gamma_neg, column + neighbour, inside, GAMMA_NEG, GAMMA_OF_CLASS)
+                margin = _number(clip, column + neighbour, inside, CLIP, CLIP_OF_CLASS)
+                if INDICES:
+                    target = tl.load(targets + row, mask=inside, other=CLASSES)
+                    valid = (target >= 0) & (target <= CLASSES)
+                    factor *= tl.where(target == IGNORE_INDEX, 0.0, tl.where(valid, 1.0, float('nan')))
+                    is_positive = (target - column).to(tl.int32) == neighbour
+                    label = tl.where(is_positive, 1.0, 0.0)
+                else:
+                    label = tl.load(targets + place, mask=inside, other=0.0).to(tl.float32)
+                    is_positive = label == 1.0
+
+                if careful:
+                    # NaN for infinite and NaN logits.
+                    factor = z * 0.0 + factor
+                    if not INDICES:
+                        known = label != IGNORE_INDEX
+                        label = tl.where(known, label, 0.0)
+                        valid = tl.where((label >= 0.0) & (label <= 1.0), 1.0, float('nan'))
+                        factor *= tl.where(known, valid, 0.0)
+                    s = tl.minimum(-z, LARGEST)
+                    excess = tl.minimum(-z - s, HUGE) * LOG2_E
+                    yes = z == z
+                    positive, up = _terms(
+                        s * LOG2_E, excess, yes, gamma, margin, GAMMA_POS, GAMMA_NEG, CLIP, ALPHA, DETACH
+                    )
+                    s = tl.minimum(z, LARGEST)
+                    excess = tl.minimum(z - s, HUGE) * LOG2_E
+                    negative, down = _terms(
+                        s * LOG2_E, excess, ~yes, gamma, margin, GAMMA_POS, GAMMA_NEG, CLIP, ALPHA, DETACH
+                    )
+                    loss = label * positive + (1.0 - label) * negative
+                    slope = (1.0 - label) * down - label * up
+                else:
+                    largest = tl.max(tl.abs(z), axis=1, keep_dims=True)
+                    factor = tl.where(largest <= LARGEST, factor, float('nan'))
+                    if not INDICES:
+                        unusual = factor * tl.where(label == IGNORE_INDEX, 0.0, float('nan'))
+                        factor = tl.where(is_positive | (label == 0.0), factor, unusual)
+                    s = z * tl.where(is_positive, -LOG2_E, LOG2_E)
+                    loss, slope = _terms(s, None, is_positive, gamma, margin, GAMMA_POS, GAMMA_NEG, CLIP, ALPHA, DETACH)
+                    slope = tl.where(is_positive, -slope, slope)
+                tl.store(grad + place, (slope * factor).to(grad.dtype.element_ty), mask=inside)
+                sums += loss * factor
+            total = tl.sum(sums)
     tl.store(losses + tl.program_id(0), total * LOG_2)
 
 
 @triton.jit
-def _load(
-    logits,
-    targets,
-    weight,
-    scale,
-    gamma_neg,
-    clip,
-    left,
-    offset,
-    start_row,
-    start_column,
-    weight_of_row,
-    weight_of_class,
-    CLASSES: tl.constexpr,
-    GAMMA_NEG: tl.constexpr,
-    CLIP: tl.constexpr,
-    IGNORE_INDEX: tl.constexpr,
-    INDICES: tl.constexpr,
-    WEIGHT_OF_CLASS: tl.constexpr,
-    GAMMA_OF_CLASS: tl.constexpr,
-    CLIP_OF_CLASS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    NEIGHBOURS: tl.constexpr,
-):
-    """
-    Returns:
-        places of (BLOCK / NEIGHBOURS, NEIGHBOURS) elements, whether they are inside, logits, labels (for class indices
-        whether they are positive), scale times weight, gamma_neg and clip. What neighbours share is found once.
-    """
-    first = offset + (tl.arange(0, BLOCK // NEIGHBOURS) * NEIGHBOURS)[:, None]
-    neighbour = tl.arange(0, NEIGHBOURS)[None, :]
-    inside = first < left
-    place = first + neighbour
-    z = tl.load(logits + place, mask=inside, other=0.0).to(tl.float32)
-
-    # Positions, for what does not lie as the logits do.
-    row = (start_column + first) // CLASSES
-    column = start_column + first - row * CLASSES
-
-    factor = tl.where(inside, scale, 0.0)
-    if weight is not None:
-        weights = weight + (start_row + row) * weight_of_row
-        if WEIGHT_OF_CLASS:
-            weights += (column + neighbour).to(tl.int64) * weight_of_class
-        factor *= tl.load(weights, mask=inside, other=0.0).to(tl.float32)
-    if GAMMA_NEG is not None:
-        gamma = GAMMA_NEG
-    elif GAMMA_OF_CLASS:
-        gamma = tl.load(gamma_neg + column + neighbour, mask=inside, other=0.0).to(tl.float32)
+def _number(tensor, column, inside, NUMBER: tl.constexpr, OF_CLASS: tl.constexpr):
+    """gamma_neg or clip: a number, one of all classes, or one of each."""
+    if NUMBER is not None:
+        return NUMBER
+    elif OF_CLASS:
+        return tl.load(tensor + column, mask=inside, other=0.0).to(tl.float32)
     else:
-        gamma = tl.load(gamma_neg).to(tl.float32)
-    if CLIP is not None:
-        margin = CLIP
-    elif CLIP_OF_CLASS:
-        margin = tl.load(clip + column + neighbour, mask=inside, other=0.0).to(tl.float32)
-    else:
-        margin = tl.load(clip).to(tl.float32)
-
-    if INDICES:
-        target = tl.load(targets + row, mask=inside, other=CLASSES)
-        valid = (target >= 0) & (target <= CLASSES)
-        factor *= tl.where(target == IGNORE_INDEX, 0.0, tl.where(valid, 1.0, float('nan')))
-        label = (target - column).to(tl.int32) == neighbour
-    else:
-        label = tl.load(targets + place, mask=inside, other=0.0).to(tl.float32)
-    return place, inside, z, label, factor, gamma, margin
+        return tl.load(tensor).to(tl.float32)
 
 
 @triton.jit
@@ -408,7 +334,7 @@ def _power_below(p_m, gamma, GAMMA: tl.constexpr):
     elif (GAMMA <= 1) or (GAMMA != GAMMA // 1):
         return _quotient_below(_power(p_m, gamma, GAMMA), p_m)
     else:
-        return _power(p_m, gamma - 1, GAMMA - 1)
+        return _power(p_m, GAMMA - 1, GAMMA - 1)
 
 
 @triton.jit
@@ -501,10 +427,3 @@ def _scale(grad, factor, size, BLOCK: tl.constexpr):
             inside = offsets < size
             products = tl.load(grad + offsets, mask=inside).to(tl.float32) * value.to(tl.float32)
             tl.store(grad + offsets, products.to(grad.dtype.element_ty), mask=inside)
-
-
-LARGEST = tl.constexpr(LARGEST_LOGIT)
-LOG_2, LOG2_E = tl.constexpr(math.log(2)), tl.constexpr(math.log2(math.e))
-# Losses end there, lest their multiples are infinite.
-HUGE = tl.constexpr(1e38)
-TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
