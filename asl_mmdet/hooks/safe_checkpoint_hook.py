@@ -1,5 +1,6 @@
 """Checkpoints that no kill, full disk or scheduler leaves half written."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -208,6 +209,8 @@ class SafeCheckpointHook(CheckpointHook):
         loaders = [runner.train_dataloader] + ([] if runner.val_loop is None else [runner.val_dataloader])
         for loader in loaders:
             loader.worker_init_fn = partial(_heed_parent_alone, loader.worker_init_fn)
+            if loader.num_workers and hasattr(signal, 'sigwaitinfo'):
+                loader.multiprocessing_context = _StartingUndisturbed(loader.multiprocessing_context)
 
     def _unwatch_signals(self) -> None:
         for number, handler in self.handlers.items():
@@ -336,6 +339,30 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
+
+
+class _StartingUndisturbed(multiprocessing.context.BaseContext):
+    """Starts processes as another context does, with the signals blocked until these have set what to do about them."""
+
+    def __init__(self, context: multiprocessing.context.BaseContext | None) -> None:
+        self.context = multiprocessing.get_context() if context is None else context
+
+    def get_context(self, method: str | None = None) -> multiprocessing.context.BaseContext:
+        return self.context.get_context(method)
+
+    def Process(self, *args, **kwargs) -> multiprocessing.process.BaseProcess:
+        process = self.context.Process(*args, **kwargs)
+
+        def start() -> None:
+            del process.start  # a new interpreter would be sent it
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+        process.start = start
+        return process
 
 
 def _heed_parent_alone(worker_init_fn, worker_id: int) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -46,6 +47,18 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp('whole')
     build_run(folder).train()
     return folder
+
+
+delays = [0.0]
+os.register_at_fork(after_in_child=lambda: time.sleep(delays[-1]))
+
+
+@pytest.fixture
+def slow_start():
+    """Half a second between a fork and what the new process is for."""
+    delays.append(0.5)
+    yield
+    delays.pop()
 
 
 def files(folder):
@@ -365,6 +378,26 @@ def test_sigterm_to_worker_processes_leaves_them_their_batches(whole, tmp_path):
     with pytest.raises(SystemExit) as caught:
         build_run(tmp_path, workers=2, hooks=[dict(type='CallAtHook', step=6, call=from_outside)]).train()
     assert caught.value.code == 143
+    build_run(tmp_path, workers=2, resume=True).train()
+    assert_same(state(tmp_path / 'epoch_3.pth'), state(whole / 'epoch_3.pth'))
+
+
+@pytest.mark.parametrize('method', ['fork', 'spawn'])
+def test_sigterm_to_worker_processes_that_are_just_starting(whole, tmp_path, slow_start, method):
+    before = set(multiprocessing.active_children())
+
+    def from_outside():
+        while len(workers := set(multiprocessing.active_children()) - before) < 2:
+            time.sleep(0.01)
+        subprocess.run(['kill', '-TERM', *(str(worker.pid) for worker in workers), str(os.getpid())], check=True)
+
+    first = build_run(tmp_path, workers=2)
+    first._train_dataloader['multiprocessing_context'] = method
+    threading.Thread(target=from_outside, daemon=True).start()
+    with pytest.raises(SystemExit) as caught:
+        first.train()
+    assert caught.value.code == 143
+    assert files(tmp_path) == ['iter_1.pth', 'last_checkpoint']
     build_run(tmp_path, workers=2, resume=True).train()
     assert_same(state(tmp_path / 'epoch_3.pth'), state(whole / 'epoch_3.pth'))
 
