@@ -71,6 +71,14 @@ def _run_rank(rank, function, folder, number):
     Path(folder, f'{rank}.pkl').write_bytes(pickle.dumps(function(rank)))
 
 
+@pytest.fixture(autouse=True)
+def no_workers_left():
+    """A loader that is collected in a cycle cannot tell its workers to end any more, and waits 5 s for each of them."""
+    yield
+    for worker in mp.active_children():
+        worker.terminate()
+
+
 @pytest.fixture(autouse=True, scope='session')
 def no_network():
     """Nothing in the suite connects to another machine."""
