@@ -29,8 +29,9 @@ class _AsymmetricLoss(torch.autograd.Function):
     def forward(ctx, logits, outcome, inputs, left_over, setting, run):
         # inputs: what the pass wants between logits and sums; left_over: the part of the scale that it was not given.
         constants = (*inputs, left_over)
-        ctx.save_for_backward(outcome.grad, logits, *(one if torch.is_tensor(one) else None for one in constants))
-        ctx.numbers = [None if torch.is_tensor(one) else one for one in constants]
+        tensors = [one if torch.is_tensor(one) else None for one in constants]
+        ctx.save_for_backward(outcome.grad, logits, *tensors)
+        ctx.numbers = [one if tensor is None else None for one, tensor in zip(constants, tensors)]
         ctx.setting, ctx.run, ctx.given_away = setting, run, False
         return outcome.loss if left_over is None else outcome.loss * left_over
 
@@ -132,6 +133,8 @@ def asymmetric_loss(
                 sums = add_counts(sums, counts())
         loss = _AsymmetricLossElements.apply(logits, loss, grad) * scale
     else:
+        if torch.is_tensor(scale):
+            scale = scale.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
         # Times 1 / N a small gradient would be lost in float16, before the loss scale can save it.
         folded, left_over = scale, None
         if logits.dtype == torch.float16:
@@ -140,10 +143,6 @@ def asymmetric_loss(
                 # dL/dz is 2 at most, and the largest number 65504.
                 folded = folded / (weight.float().abs().amax() / 100).clamp(min=1)
             left_over = scale / folded
-        folded, left_over = (
-            one.to(logits.device, torch.promote_types(logits.dtype, torch.float32)) if torch.is_tensor(one) else one
-            for one in (folded, left_over)
-        )
         run = choose_pass(logits, fused)
         inputs = (targets, weight, folded, gamma_neg_tensor, clip_tensor)
         with torch.no_grad():
@@ -460,15 +459,16 @@ class AsymmetricLoss(nn.Module):
             )
         if target.requires_grad:
             raise ValueError('target of AsymmetricLoss is a constant, but requires grad; pass target.detach()')
-        if self.class_weight is not None and len(self.class_weight) != shape[1]:
-            raise ValueError(
-                f'class_weight of AsymmetricLoss has {len(self.class_weight)} entries, but pred has {shape[1]} classes'
-            )
 
     def _elementwise_weight(self, pred: Tensor, weight: Tensor | None) -> Tensor | None:
-        if weight is None:
-            return self.class_weight
         rows, num_classes = pred.shape
+        class_weight = self.class_weight
+        if class_weight is not None and len(class_weight) != num_classes:
+            raise ValueError(
+                f'class_weight of AsymmetricLoss has {len(class_weight)} entries, but pred has {num_classes} classes'
+            )
+        if weight is None:
+            return class_weight
         if weight.shape == (rows,):
             weight = weight[:, None]
         elif weight.shape == (rows * num_classes,):
@@ -480,7 +480,7 @@ class AsymmetricLoss(nn.Module):
             )
         if weight.requires_grad:
             raise ValueError('weight of AsymmetricLoss is a constant, but requires grad; pass weight.detach()')
-        return weight if self.class_weight is None else weight * self.class_weight
+        return weight if class_weight is None else weight * class_weight
 
     def _check_first_calls(self, pred: Tensor, target: Tensor) -> None:
         first_calls = self._calls_left_to_check > 0

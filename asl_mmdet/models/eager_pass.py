@@ -105,5 +105,4 @@ def _hard_labels(targets: Tensor, z: Tensor, ignore_index: int) -> tuple[Tensor,
 
 def _is_binary(labels: Tensor) -> bool:
     # y - y^2 is 0 for 0 and 1 only.
-    between = torch.addcmul(labels, labels, labels, value=-1)
-    return between.mul_(between).sum().item() == 0
+    return torch.linalg.vector_norm(torch.addcmul(labels, labels, labels, value=-1)).item() == 0

@@ -95,14 +95,14 @@ def fused_pass(setting: Setting, logits: Tensor, targets: Tensor, *tensors: Tens
     return outcome
 
 
-def compiled_pass(setting: Setting, logits: Tensor, *inputs: float | Tensor | None) -> Outcome:
+def compiled_pass(
+    setting: Setting, logits: Tensor, targets: Tensor, weight: Tensor | None, scale: float | Tensor, *others
+) -> Outcome:
     """On a CPU."""
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    # A number would be a part of the kernel.
-    inputs = (
-        one if one is None or torch.is_tensor(one) else logits.new_full((), float(one), dtype=dtype) for one in inputs
-    )
-    tensors = [None if tensor is None else tensor.contiguous() for tensor in (logits, *inputs)]
+    if not torch.is_tensor(scale):
+        # A number would be a part of the kernel.
+        scale = torch.full((), float(scale), dtype=torch.promote_types(logits.dtype, torch.float32))
+    tensors = [None if one is None else one.contiguous() for one in (logits, targets, weight, scale, *others)]
     logits = tensors[0]
     if not setting.by_rows:
         # For what is of another shape than labels, torch.compile makes two loops, with tensors between them.
