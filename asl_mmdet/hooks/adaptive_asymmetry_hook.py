@@ -48,7 +48,7 @@ class AdaptiveAsymmetryHook(Hook):
     Raises:
         ValueError: an argument is out of its range; at the start of a run, the model has no AsymmetricLoss, or one
             whose values lie outside the ranges, or, with ``per_class``, that is in no module with ``num_classes``, or
-            there are several optimizers.
+            has been adapted by a run with another ``per_class``; or there are several optimizers.
     """
 
     # Before the hooks that average weights: they copy the model, with its buffers, at the start of a run.
@@ -105,6 +105,12 @@ class AdaptiveAsymmetryHook(Hook):
             for name, (_, bounds) in self.settings.items():
                 value = getattr(loss, name)
                 if torch.is_tensor(value):
+                    if value.shape != shape:
+                        raise ValueError(
+                            f'per_class={self.per_class} of AdaptiveAsymmetryHook: {name} of this model has the shape '
+                            f'{tuple(value.shape)} from an earlier run; build the model anew, or set '
+                            f'per_class={value.ndim == 1}'
+                        )
                     continue
                 if not bounds[0] <= value <= bounds[1]:
                     raise ValueError(
@@ -124,6 +130,10 @@ class AdaptiveAsymmetryHook(Hook):
             statistics = ProbabilityStatistics(len(loss.gamma_neg) if self.per_class else None)
             loss.observe(statistics)
             self._watched[place] = (loss, statistics)
+
+    def after_train(self, runner) -> None:
+        for loss, statistics in self._watched.values():
+            loss.stop_observing(statistics)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Weights to start from bring no values of an earlier run; a checkpoint to resume does."""

@@ -76,6 +76,10 @@ class ProbabilityGapHook(Hook):
             self._statistics[place] = ProbabilityStatistics()
             loss.observe(self._statistics[place])
 
+    def after_train(self, runner) -> None:
+        for place, loss in asymmetric_losses(runner.model).items():
+            loss.stop_observing(self._statistics[place])
+
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         is_watched = (batch_idx + 1) % self.every == 0 or is_logging_step(runner, batch_idx)
         for statistics in self._statistics.values():

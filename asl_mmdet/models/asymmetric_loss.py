@@ -329,6 +329,10 @@ class AsymmetricLoss(nn.Module):
         """Gives ``statistics`` the probabilities of every batch that is trained on from now on, unless it is paused."""
         self._statistics.append(statistics)
 
+    def stop_observing(self, statistics: ProbabilityStatistics) -> None:
+        """Ends what ``observe`` began."""
+        self._statistics.remove(statistics)
+
     def make_adaptive(self, name: str, shape: tuple[int, ...], device: torch.device) -> None:
         """Turns ``gamma_neg`` or ``clip`` into a buffer, 0-d or (C,), for a hook to change in place.
 

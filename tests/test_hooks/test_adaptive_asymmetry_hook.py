@@ -7,8 +7,9 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 
 from asl_mmdet.checkpoint import admit_runner_checkpoints, read_checkpoint
-from asl_mmdet.hooks import AdaptiveAsymmetryHook
+from asl_mmdet.hooks import AdaptiveAsymmetryHook, adaptive_asymmetry_hook, probability_gap_hook
 from asl_mmdet.models import AsymmetricLoss
+from asl_mmdet.models.asymmetric_loss import ProbabilityStatistics
 from tests.conftest import ROOT, in_processes
 from tests.test_hooks.conftest import Logits
 from tests.test_hooks.test_probability_gap_hook import BATCHES, TwoHeads
@@ -270,3 +271,31 @@ def test_a_start_outside_the_range_is_refused(run_batches):
 def test_classes_must_be_countable_for_a_gamma_each(run_batches):
     with pytest.raises(ValueError, match='holds loss_cls.one has no num_classes'):
         run_batches(BATCHES, adaptive(per_class=True), TwoHeads())
+
+
+def test_a_model_that_was_adapted_goes_on_in_another_run(run_batches):
+    model = Logits(AsymmetricLoss(), num_classes=2)
+    run_batches(BATCHES, adaptive(target=0.1, step=2.0), model=model, work_dir='first')
+    _, scalars = run_batches(BATCHES, adaptive(target=0.1, step=2.0), model=model, work_dir='second')
+    moves = [2 * (0.1 - gap) for gap in 2 * GAPS]
+    assert scalars['gamma_neg'] == pytest.approx([4 + sum(moves[: i + 1]) for i in (2, 3)])
+    with pytest.raises(ValueError, match=r'gamma_neg of this model has the shape \(\) .* set per_class=False'):
+        run_batches(BATCHES, adaptive(per_class=True), model=model, work_dir='third')
+
+
+def test_a_loss_is_watched_while_it_is_trained_only(run_batches):
+    class Counting(ProbabilityStatistics):
+        made = []
+
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.made.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for hook in (adaptive_asymmetry_hook, probability_gap_hook):
+            patch.setattr(hook, 'ProbabilityStatistics', Counting)
+        runner, _ = run_batches(BATCHES, adaptive() + [dict(type='ProbabilityGapHook', every=1)])
+    assert len(Counting.made) == 2
+    runner.model.train()
+    runner.model.loss_cls(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]))
+    assert all(statistics.take().sum() == 0 for statistics in Counting.made)
