@@ -124,6 +124,10 @@ def asymmetric_loss(
     hard = not targets.is_floating_point()
     by_rows = targets.ndim == 1 or not logits.is_cpu
     alpha = None if alpha is None else float(alpha)
+    if torch.is_tensor(scale):
+        scale = scale.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
+    else:
+        scale = float(scale)
     setting = Setting(float(gamma_pos), gamma_neg, clip, alpha, ignore_index, detach_focusing, hard, by_rows)
     sums = _sums_to_start_from(statistics, logits) if statistics else None
     if reduction == 'none':
@@ -133,8 +137,6 @@ def asymmetric_loss(
                 sums = add_counts(sums, counts())
         loss = _AsymmetricLossElements.apply(logits, loss, grad) * scale
     else:
-        if torch.is_tensor(scale):
-            scale = scale.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
         # Times 1 / N a small gradient would be lost in float16, before the loss scale can save it.
         folded, left_over = scale, None
         if logits.dtype == torch.float16:

@@ -101,7 +101,7 @@ def compiled_pass(
     """On a CPU."""
     if not torch.is_tensor(scale):
         # A number would be a part of the kernel.
-        scale = torch.full((), float(scale), dtype=torch.promote_types(logits.dtype, torch.float32))
+        scale = torch.full((), scale, dtype=torch.promote_types(logits.dtype, torch.float32))
     tensors = [None if one is None else one.contiguous() for one in (logits, targets, weight, scale, *others)]
     logits = tensors[0]
     if not setting.by_rows:

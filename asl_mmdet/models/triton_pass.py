@@ -58,7 +58,6 @@ def triton_pass(
     if targets.device != logits.device or (weight is not None and weight.device != logits.device):
         raise ValueError(f'targets and weight have to lie on {logits.device}, as the logits')
     logits, targets = logits.contiguous(), targets.contiguous()
-    scale = scale if torch.is_tensor(scale) else float(scale)
     gamma_neg, clip = (
         one if one is None else (one.expand(num_classes).contiguous() if one.ndim else one).to(logits.device)
         for one in (gamma_neg, clip)
