@@ -15,7 +15,9 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from hypothesis import settings
+from mmengine.config import config as mmengine_config
 from mmengine.logging import MMLogger
+from yapf.yapflib import yapf_api
 
 # The same cases in every run: a change that passes here passes elsewhere. HYPOTHESIS_PROFILE=random draws new ones.
 settings.register_profile('fixed', derandomize=True, deadline=None)
@@ -92,6 +94,15 @@ def no_network():
     socket.socket.connect = socket.socket.connect_ex = connect_to_loopback
     yield
     del socket.socket.connect, socket.socket.connect_ex
+
+
+@pytest.fixture(autouse=True, scope='session')
+def no_layout_of_configs():
+    """yapf lays out a config five times for each Runner, for longer than many a test trains. Tools do it as ever."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (yapf_api, mmengine_config):  # of which the one or the other is asked, by version
+            patch.setattr(module, 'FormatCode', lambda text, **style: (text, True), raising=False)
+        yield
 
 
 @pytest.fixture(scope='session')

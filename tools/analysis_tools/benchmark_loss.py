@@ -178,7 +178,7 @@ def median_times(functions: dict[str, Callable[[], Tensor]], logits: Tensor, rou
         for _ in range(warming):
             once(function)
     # A small batch takes less than the clock resolves well, and a GPU works while the next calls are made.
-    enough = 2e-2 if logits.is_cuda else 2e-3
+    enough = 2e-2
     repeats = {name: max(1, round(enough / timed(function, 1))) for name, function in functions.items()}
     times = {name: [] for name in functions}
     for _ in track(range(rounds), description=f'{tuple(logits.shape)}'):
