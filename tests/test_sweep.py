@@ -150,6 +150,26 @@ def test_other_settings_in_the_same_work_dir_are_refused(killed_and_started_agai
     assert 'delete that folder' in message and '--work-dir' in message
 
 
+def test_a_base_that_was_changed_since_is_refused(grid_file, tmp_path):
+    inherited, base = tmp_path / 'inherited.py', tmp_path / 'base.py'
+    inherited.write_text(f"_base_ = '{ROOT / CLASSIFIER}'\ntrain_cfg = dict(max_epochs=2)\n")
+    base.write_text("_base_ = 'inherited.py'\n")
+    grid = grid_file(GRID.replace(str(CLASSIFIER), 'base.py'))
+
+    def start_over():
+        args = sweep.parse_arguments([str(grid), '--work-dir', str(tmp_path / 'work')])
+        loaded, config = sweep.load_grid(grid), Config.fromfile(base)
+        return sweep.plan(args, loaded, sweep.swept_values(loaded, config), base, config, [0])
+
+    for run in start_over():
+        run.folder.mkdir(parents=True)
+        sweep.write_whole(run.folder / 'run.json', json.dumps(run.origin))
+    assert [run.last_step for run in start_over()] == [2, 2, 2]
+    inherited.write_text(inherited.read_text().replace('max_epochs=2', 'max_epochs=1'))
+    with pytest.raises(sweep.SweepError, match=r'asl/seed0 was made with.*: train_cfg.max_epochs was 2, and is 1 now'):
+        start_over()
+
+
 def test_sigterm_ends_the_training_processes_too(options, grid_file, tmp_path):
     process = start(grid_file(GRID), '--work-dir', tmp_path / 'work', '--only', 'asl', *options)
     lock = tmp_path / 'work/asl/seed0/lock'

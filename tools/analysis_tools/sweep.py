@@ -83,7 +83,7 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One setting with one seed. ``origin`` (JSON) says what it was made with."""
+    """One setting with one seed. ``origin`` (JSON): base, overrides, and the whole config that they make."""
 
     name: str
     seed: int
@@ -179,7 +179,7 @@ def flat(overrides: dict[str, Any], prefix: str = '') -> dict[str, Any]:
         if isinstance(value, dict) and value and not value.get('_delete_'):
             result.update(flat(value, f'{prefix}{key}.'))
         else:
-            result[prefix + key] = value
+            result[f'{prefix}{key}'] = value
     return result
 
 
@@ -318,7 +318,10 @@ def check_origin(path: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
     content = read_json(path)
     if content is None:
         return None
-    there, now = ({'base': part['base'], **part['overrides']} for part in (content, origin))
+    # What was changed in the base, or in a file that it inherits from, shows in the whole config alone.
+    there, now = (
+        {'base': part['base'], **part.get('config', {}), **part['overrides']} for part in (content, origin)
+    )
     for key in dict.fromkeys([*there, *now]):
         first, second = (part.get(key, 'not set') for part in (there, now))
         if first != second:
@@ -702,10 +705,12 @@ def plan(
     runs = []
     for name, overrides in grid.settings.items():
         overrides = {**overrides, **flat(args.cfg_options or {})}
-        origin = json.loads(json.dumps(dict(base=base_name, overrides=overrides), default=repr))
         for seed in seeds:
             folder = args.work_dir / name / f'seed{seed}'
-            runs.append(Run(name, seed, folder, run_config(base, overrides, seed), origin))
+            config = run_config(base, overrides, seed)
+            made_with = dict(base=base_name, overrides=overrides, config=flat(config.to_dict()))
+            origin = json.loads(json.dumps(made_with, default=repr))
+            runs.append(Run(name, seed, folder, config, origin))
             for file in ('result.json', 'run.json'):
                 check_origin(folder / file, origin)
     return runs
