@@ -31,6 +31,10 @@ IMAGE_COLUMNS = (
 LABEL_COLUMNS = ('label', 'labels', 'tag', 'tags', 'class', 'classes', 'category', 'categories')
 SEPARATORS = (';', '|', ',', '\t')
 MARKS = {'1': 1, '1.0': 1, 'true': 1, '0': 0, '0.0': 0, 'false': 0, '-1': -1, '-1.0': -1}
+LIST_OF_MARK = {1: 'gt_label', 0: 'gt_negative', -1: 'gt_unknown'}
+# How others write that nothing is known.
+UNKNOWN = ('nan', 'na', 'n/a', 'null', 'none', '?')
+WRITE_UNKNOWN = "-1 stands for unknown, and so does an empty cell with empty_cell='unknown'"
 
 
 @DATASETS.register_module()
@@ -43,7 +47,8 @@ class CSVMultiLabelDataset(MultiLabelDataset):
 
     names, indices into ``metainfo=dict(classes=...)``, or a column for each class with 1, 0 and -1 (unknown). Form,
     separator and columns are told apart by the whole file and stated in the log; where two readings are possible, the
-    error lists the options that decide. Without ``classes`` names are numbered in alphabetical order.
+    error lists the options that decide. Without ``classes`` names are numbered in alphabetical order. A 0 is a verified
+    negative where ``untagged_weight`` is below 1.
 
     Args:
         image_column, label_column: name, or position from 0; ``label_column`` may be a list of class columns. By
@@ -52,9 +57,10 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         label_separator: between the labels of a cell.
         delimiter: between the columns.
         header: False where the first line is data; then the image stands in column 0 unless ``image_column`` says
-            other.
+            other, and ``classes`` names the class columns in their order.
         index_base: 1 where indices count from 1.
-        empty_cell: what an empty cell of a class column means: ``'error'``, ``'negative'`` or ``'unknown'``.
+        empty_cell: what an empty cell of a class column means: ``'error'``, ``'negative'`` (with ``untagged_weight``)
+            or ``'unknown'``.
         other_labels: ``'error'``, or ``'ignore'`` to leave out labels that are not among ``classes``.
         merge_rows: whether an image may stand in several rows, one for each of its labels.
         image_suffix: put behind every image name, such as ``'.jpg'``.
@@ -82,6 +88,8 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         one_of('index_base', index_base, (0, 1))
         one_of('empty_cell', empty_cell, ('error', 'negative', 'unknown'))
         one_of('other_labels', other_labels, ('error', 'ignore'))
+        if label_separator == '':
+            raise ValueError("label_separator='' separates nothing: give a text such as ';', or None to find it out")
         self.image_column, self.label_column, self.label_form = image_column, label_column, label_form
         self.label_separator, self.delimiter, self.header = label_separator, delimiter, header
         self.index_base, self.empty_cell, self.other_labels = index_base, empty_cell, other_labels
@@ -149,16 +157,29 @@ class CSVMultiLabelDataset(MultiLabelDataset):
     def _label_columns(self, header, image, first):
         if self.label_column is not None:
             wanted = self.label_column if isinstance(self.label_column, (list, tuple)) else [self.label_column]
-            return [self._position(header, column) for column in wanted]
+            columns = [self._position(header, column) for column in wanted]
+            if len(set(columns)) < len(columns):
+                raise AnnotationError(f'{self.ann_file}: label_column={short_list(wanted)} names a column twice')
+            return columns
         columns = [column for column in range(len(header)) if column != image]
         if not columns:
             self._refuse('there is no column besides the image', 'delimiter=...')
         others = f'{len(columns)} columns besides the image, {short_list([header[column] for column in columns])}'
+        numbered = [header[column] for column in columns if re.fullmatch(r'(Unnamed: \d+)?', header[column])]
+        if numbered:
+            self._refuse(
+                f'{others}, and {quoted(numbered[0])} is what pandas calls the numbers of rows',
+                'to_csv(..., index=False) where the file is written, or label_column=...',
+            )
         if len(columns) > 1 and self.label_form in ('names', 'indices'):
             self._refuse(others, 'label_column=...')
         if len(columns) > 1:
             listed = [header[column] for column in columns if header[column].lower() in LABEL_COLUMNS]
             wrong = next((column for column in columns if first[column].lower() not in ('', *MARKS)), None)
+            if wrong is not None and first[wrong].lower() in UNKNOWN:
+                self._refuse_mark(
+                    f'column {quoted(header[wrong])} begins with {quoted(first[wrong])}, which', first[wrong]
+                )
             if listed or wrong is not None:
                 reason = (
                     f'besides columns of other contents stands {quoted(listed[0])}'
@@ -182,13 +203,27 @@ class CSVMultiLabelDataset(MultiLabelDataset):
     def _refuse(self, reason, way_out):
         raise AnnotationError(f'{self.ann_file}: {reason}. Decide with {way_out}')
 
+    def _refuse_mark(self, reason, cell):
+        if not cell.strip():
+            way_out = "empty_cell='negative' or 'unknown' says what an empty cell means"
+        elif cell.strip().lower() in UNKNOWN:
+            way_out = WRITE_UNKNOWN
+        else:
+            way_out = 'label_column=... says which columns hold labels'
+        raise AnnotationError(f'{self.ann_file}, {reason} is not 1, 0 or -1. {way_out}')
+
     # --------------------------------------------------------------------------------------------- one column per class
 
     def _read_columns(self, header, image, columns):
-        marks = dict(MARKS)
-        if self.empty_cell != 'error':
-            marks[''] = {'negative': 0, 'unknown': -1}[self.empty_cell]
-        pairs = {1: (array('q'), array('i')), -1: (array('q'), array('i'))}
+        marks = {**MARKS, **({} if self.empty_cell == 'error' else {'': 'empty'})}
+        # Of marks without a list nothing is kept: the class is untagged.
+        lists = dict(LIST_OF_MARK)
+        if self.untagged_weight == 1:
+            del lists[0]
+        if self.empty_cell == 'unknown':
+            lists['empty'] = lists[-1]
+        pairs = {name: (array('q'), array('i')) for name in lists.values()}
+        pairs_of_mark = {mark: pairs[name] for mark, name in lists.items()}
         lines = array('q')
 
         def images():
@@ -199,31 +234,41 @@ class CSVMultiLabelDataset(MultiLabelDataset):
                     if mark is None:
                         mark = marks.get(cells[column].strip().lower())
                     if mark is None:
-                        raise AnnotationError(
-                            f'{self.ann_file}, line {line}, column {quoted(header[column])}: '
-                            f'{quoted(cells[column])} is not 1, 0 '
-                            'or -1. '
-                            + (
-                                'label_column=... says which columns hold labels'
-                                if cells[column].strip()
-                                else "empty_cell='negative' or 'unknown' says what an empty cell means"
-                            )
-                        )
-                    if mark:
-                        pairs[mark][0].append(row)
-                        pairs[mark][1].append(label)
+                        place = f'line {line}, column {quoted(header[column])}'
+                        self._refuse_mark(f'{place}: {quoted(cells[column])}', cells[column])
+                    if mark in pairs_of_mark:
+                        rows, labels = pairs_of_mark[mark]
+                        rows.append(row)
+                        labels.append(label)
                 yield cells[image].strip() + self.image_suffix
 
         names = self._encode(images(), lines)
         if len(self._unique(names, lines)[0]) < len(names):
             self._refuse('merge_rows=True is for tables with one column of labels', 'unique image names')
-        classes = tuple(header[column] for column in columns)
+        classes = self._classes_of(header, columns)
         self.log(f'{self.ann_file} read as one column per class with 1, 0 and -1; images in column {header[image]!r}')
-        positive, unknown = (
-            Ragged.from_pairs(np.asarray(rows), np.asarray(labels), len(names), len(classes))
-            for rows, labels in (pairs[1], pairs[-1])
+        return LabelIndex(
+            names,
+            classes,
+            {
+                name: Ragged.from_pairs(np.asarray(rows), np.asarray(labels), len(names), len(classes))
+                for name, (rows, labels) in pairs.items()
+                if rows or name == 'gt_label'
+            },
         )
-        return LabelIndex(names, classes, dict(gt_label=positive, **(dict(gt_unknown=unknown) if pairs[-1][0] else {})))
+
+    def _classes_of(self, header, columns):
+        given = self._metainfo.get('classes')
+        classes = tuple(header[column] for column in columns)
+        if self.header or given is None or set(given) <= set(classes):
+            return classes
+        if len(given) != len(columns):
+            raise AnnotationError(
+                f'{self.ann_file} has no header and {len(columns):,} class columns, but metainfo=dict(classes=...) has '
+                f'{len(given):,} names: name each column in its order, choose columns by position with '
+                'label_column=[...], or add a header'
+            )
+        return tuple(given)
 
     # ---------------------------------------------------------------------------------------------- one column of lists
 
@@ -324,6 +369,12 @@ class CSVMultiLabelDataset(MultiLabelDataset):
             self._refuse(
                 f'the only label column holds {short_list(sorted(vocabulary))}',
                 "label_form='columns' if it is a class of that name, label_form='names' if these are names",
+            )
+        no_name = next((label for label in vocabulary if label.lower() in ('nan', '-1')), None)
+        if form is None and classes is None and no_name:
+            self._refuse(
+                f'line {first_lines[vocabulary[no_name]]} holds {quoted(no_name)} among names of classes',
+                "an empty cell for an image without labels, or label_form='names' if this is a name",
             )
         form = form or ('indices' if numbers else 'names')
         if classes is None:

@@ -197,11 +197,13 @@ class MultiLabelDataset(BaseDataset):
                 f'image folder {self.image_folder!r}; allow_outside=True permits that for a file you '
                 f'trust ({len(outside):,} such images)'
             )
-        if self.missing_images != 'unchecked' and '://' not in self.image_folder:
+        if len(index) and self.missing_images != 'unchecked' and '://' not in self.image_folder:
             index = index[~self._find_missing(index.names)]
             counts.append(f'{len(index):,} of them on disk')
         if not len(index):
-            raise AnnotationError(f'no image is left: {", ".join(counts)}')
+            raise AnnotationError(
+                f'no image is left: {", ".join(counts)}. unannotated, holdout and missing_images decide which are'
+            )
         self._funnel = counts
         index = index.select_classes(self._columns(index.classes))
         self._metainfo['classes'] = index.classes
@@ -218,7 +220,8 @@ class MultiLabelDataset(BaseDataset):
             raise AnnotationError(
                 f'{self.ann_file} has no class {", ".join(map(repr, missing[:10]))}'
                 f'{suggestion(missing[0], classes)}. Its {len(classes):,} classes: '
-                f'{", ".join(classes[:20])}{" ..." if len(classes) > 20 else ""}'
+                f'{", ".join(classes[:20])}{" ..." if len(classes) > 20 else ""}. Leave it out of '
+                'metainfo=dict(classes=...), or add it there: to a table as a column of -1 where nobody looked for it'
             )
         return [column_of_name[name] for name in wanted]
 

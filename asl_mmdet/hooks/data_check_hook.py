@@ -31,7 +31,7 @@ def check_no_overlap(train: BaseDataset, val: BaseDataset) -> None:
                 position, a, b = _first_difference(first.metainfo['classes'], second.metainfo['classes'])
                 raise AnnotationError(
                     f'{first.ann_file} and {second.ann_file} differ in class {position}: {a!r} and '
-                    f'{b!r}. Give both the same metainfo=dict(classes=...)'
+                    f'{b!r}. Give both the same metainfo=dict(classes=...), of classes that both have'
                 )
             names, others = (dataset.data_list.names for dataset in (first, second))
             if _folder(first) != _folder(second):

@@ -25,7 +25,10 @@ def read(tmp_path, monkeypatch):
             **kwargs,
         )
         infos = [dataset.get_data_info(i) for i in range(len(dataset))]
-        build.unknown = {info['img_id']: info['gt_unknown'].tolist() for info in infos if 'gt_unknown' in info}
+        build.negative, build.unknown = (
+            {info['img_id']: info[name].tolist() for info in infos if name in info}
+            for name in ('gt_negative', 'gt_unknown')
+        )
         return dataset.metainfo['classes'], {info['img_id']: info['gt_label'].tolist() for info in infos}
 
     build.said = said
@@ -158,6 +161,14 @@ def test_space_is_decided_by_the_classes(read):
         ('image\tlabels\na.jpg\tdog;cat\n', None, r"line 1 holds '\\t', but no ','. Decide with delimiter='\\t'"),
         ("image,labels\na.jpg,\"['dog', 'tree']\"\n", None, 'line 2: .*looks like a Python list'),
         ('image,dog,dog\na.jpg,1,0\n', None, 'names a column twice'),
+        (',image,dog,cat\n0,a.jpg,1,0\n', None, r"'' is what pandas calls .*index=False.*or label_column="),
+        ('Unnamed: 0,image,labels\n0,a.jpg,dog\n', None, r"'Unnamed: 0' is what pandas calls .*index=False"),
+        (
+            'image,labels\na.jpg,dog\nb.jpg,nan\n',
+            None,
+            "line 3 holds 'nan' among names.*an empty cell.*label_form='names'",
+        ),
+        ('image,labels\na.jpg,dog\nb.jpg,-1\n', None, "line 3 holds '-1' among names"),
     ],
 )
 def test_ambiguous_tables_are_refused_with_the_options_that_decide(read, text, classes, way_out):
@@ -181,6 +192,7 @@ def test_options_decide(read):
     assert read('image,split,labels\na.jpg,1,dog\n', label_column='labels')[1] == {'a.jpg': [0]}
     assert read('image,split,labels\na.jpg,1,dog\n', label_column=2)[1] == {'a.jpg': [0]}
     assert read('picture,labels\na.jpg,dog\n', image_column='picture')[1] == {'a.jpg': [0]}
+    assert read('image,labels\na.jpg,dog\nb.jpg,nan\n', label_form='names')[0] == ('dog', 'nan')
     for meaning, unknown in (('unknown', {'a.jpg': [1]}), ('negative', {})):
         assert read('image,dog,cat\na.jpg,1,\n', empty_cell=meaning)[1] == {'a.jpg': [0]} and read.unknown == unknown
 
@@ -227,6 +239,23 @@ def test_options_decide(read):
             "has no column 'tags'; its columns: 'image', 'labels'",
         ),
         ('image,labels\na.jpg,dog\n', dict(classes=['dog'], label_column=7), 'has no column 7'),
+        (
+            'image,dog,cat\na.jpg,NaN,0\n',
+            {},
+            "column 'dog' begins with 'NaN', which is not 1, 0 or -1. -1 stands for unk",
+        ),
+        (
+            'image,dog,cat\na.jpg,1,0\nb.jpg,1,?\n',
+            {},
+            "line 3, column 'cat': '[?]' is not 1, 0 or -1. -1 stands for unk",
+        ),
+        (
+            'image,dog,cat\na.jpg,1,0\n',
+            dict(label_column=['dog', 'dog']),
+            "label_column='dog', 'dog' names a column twice",
+        ),
+        ('image,dog,cat\na.jpg,1,0\n', dict(classes=['dog', 'sky']), "no class 'sky'.*Leave it out.*a column of -1"),
+        ('a.jpg,1,0\n', dict(classes=['dog'], header=False), '2 class columns, but .* has 1 names: .*or add a header'),
         ('image,labels\n', {}, 'has no rows of data'),
         ('', {}, 'has no rows of data'),
     ],
@@ -242,7 +271,32 @@ def test_file_that_is_not_utf8(read):
         read(f'image,labels\n{rows}a.jpg,Bäume\n', encoding='latin-1')
 
 
+def test_classes_of_a_table_without_header(read):
+    text = 'a.jpg,1,0\nb.jpg,0,-1\n'
+    assert read(text, ['sky', 'dog'], header=False) == (('sky', 'dog'), {'a.jpg': [0], 'b.jpg': []})
+    assert read.unknown == {'a.jpg': [], 'b.jpg': [1]}
+    assert read(text, header=False)[0] == ('1', '2') == read(text, ['1', '2'], header=False)[0]
+    assert read(text, ['2'], header=False)[1] == {'a.jpg': [], 'b.jpg': []}
+
+
+def test_a_zero_is_a_verified_negative_where_others_are_untagged(read):
+    text = 'image,dog,cat,sky\na.jpg,1,0,\nb.jpg,0,-1,0\n'
+    for weight in (0, 0.5):
+        assert read(text, empty_cell='negative', untagged_weight=weight)[1] == {'a.jpg': [0], 'b.jpg': []}
+        assert read.negative == {'a.jpg': [1], 'b.jpg': [0, 2]} and read.unknown == {'a.jpg': [], 'b.jpg': [1]}
+    read(text, empty_cell='unknown', untagged_weight=0.5)
+    assert read.negative == {'a.jpg': [1], 'b.jpg': [0, 2]} and read.unknown == {'a.jpg': [2], 'b.jpg': [1]}
+    read(text, empty_cell='negative')
+    assert read.negative == {} and read.unknown == {'a.jpg': [], 'b.jpg': [1]}
+
+
 def test_misspelt_options(read):
-    for option in (dict(label_form='name'), dict(index_base=2), dict(empty_cell=0), dict(other_labels='drop')):
+    for option in (
+        dict(label_form='name'),
+        dict(index_base=2),
+        dict(empty_cell=0),
+        dict(other_labels='drop'),
+        dict(label_separator=''),
+    ):
         with pytest.raises(ValueError, match=next(iter(option))):
             read('image,labels\na.jpg,dog\n', **option)

@@ -319,9 +319,7 @@ def check_origin(path: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
     if content is None:
         return None
     # What was changed in the base, or in a file that it inherits from, shows in the whole config alone.
-    there, now = (
-        {'base': part['base'], **part.get('config', {}), **part['overrides']} for part in (content, origin)
-    )
+    there, now = ({'base': part['base'], **part.get('config', {}), **part['overrides']} for part in (content, origin))
     for key in dict.fromkeys([*there, *now]):
         first, second = (part.get(key, 'not set') for part in (there, now))
         if first != second:
