@@ -37,8 +37,9 @@ def asl_single_label(
         (N,), float64 for float64 logits, otherwise float32.
     """
     num_classes = logits.shape[1]
+    target = target.long()  # a uint8 of 255 equals -1
     log_p = F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=1)
-    index = target.long().clamp(0, num_classes - 1)[:, None]  # (N, 1)
+    index = target.clamp(0, num_classes - 1)[:, None]  # (N, 1)
     positive = log_p.gather(1, index)
     # In logarithms, because autograd of pow is infinite or NaN where its base is 0.
     negatives = (log_p * torch.exp(gamma_neg * log_p)).scatter(1, index, 0).sum(1)
@@ -171,6 +172,7 @@ class ASLSingleLabel(nn.Module):
                 f'row, for pred of shape {tuple(pred.shape)}, got {tuple(target.shape)}'
             )
         if target.device.type == 'cpu' and not torch.compiler.is_compiling():
+            target = target.long()
             wrong = target[((target < 0) | (target >= pred.shape[1])) & (target != self.ignore_index)]
             if wrong.numel():
                 raise ValueError(

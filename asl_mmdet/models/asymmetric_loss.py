@@ -501,7 +501,7 @@ class AsymmetricLoss(nn.Module):
     def _warn_of_clipped_negatives(self, pred: Tensor, target: Tensor) -> None:
         if target.ndim == 1:
             is_class = torch.arange(pred.shape[1], device=pred.device) == target[:, None]
-            negatives = pred[~is_class & (target != self.ignore_index)[:, None]]
+            negatives = pred[~is_class & (target.long() != self.ignore_index)[:, None]]
         else:
             negatives = pred[target == 0]
         largest = negatives.max().sigmoid().item() if negatives.numel() else math.nan

@@ -101,7 +101,7 @@ def compiled_pass(
     """On a CPU."""
     if not torch.is_tensor(scale):
         # A number would be a part of the kernel.
-        scale = torch.full((), scale, dtype=torch.promote_types(logits.dtype, torch.float32))
+        scale = logits.new_full((), scale, dtype=torch.promote_types(logits.dtype, torch.float32))
     tensors = [None if one is None else one.contiguous() for one in (logits, targets, weight, scale, *others)]
     logits = tensors[0]
     if not setting.by_rows:
@@ -163,6 +163,7 @@ def _without_dynamo(run: Callable[..., Outcome], examples: list[Tensor | None]) 
 
     outcome = torch.compile(run, backend=backend, fullgraph=True)(*examples)
     ((kernel, args, results),) = calls
+    calls.clear()  # torch keeps the backend, and with it the examples
     # Dynamo has chosen an order of tensors and sizes for arguments and results.
     sources = {id(tensor): (i, None) for i, tensor in enumerate(examples)}
     sizes = {

@@ -109,6 +109,14 @@ def test_labels_that_go_unchecked_end_in_nan():
     assert asl_single_label(logits, torch.tensor([0, 2, -2])).isnan().tolist() == [False, True, True]
 
 
+def test_class_255_of_uint8_is_not_unknown():
+    logits, target = torch.randn(2, 300), torch.tensor([255, 1])
+    loss = ASLSingleLabel(reduction='none')
+    assert loss(logits, target.to(torch.uint8)).equal(loss(logits, target)) and loss(logits, target).min() > 0
+    with pytest.raises(ValueError, match='holds 255: class indices must lie in'):
+        loss(logits[:, :10], target.to(torch.uint8))
+
+
 def test_non_finite_logits_are_not_hidden():
     for bad in (math.nan, math.inf, -math.inf):
         assert not ASLSingleLabel()(torch.tensor([[bad, 0.0]]), torch.tensor([0])).isfinite()

@@ -1,5 +1,6 @@
 """The pass as plain arithmetic against the two terms and the float64 reference; as a kernel against both."""
 
+import gc
 import itertools
 import warnings
 from types import SimpleNamespace
@@ -222,6 +223,24 @@ def test_one_kernel_serves_all_numbers_of_rows(kind, classes, rows):
             torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
             torch.testing.assert_close(grad, expected_grad, rtol=1e-6, atol=1e-8)
     assert len(module._KERNELS) == 1
+
+
+def test_a_kernel_keeps_none_of_what_it_was_compiled_with():
+    logits = torch.randn(40, 1237, requires_grad=True)
+    asymmetric_loss(logits, (torch.rand(40, 1237) < 0.1).float(), gamma_neg=3.0, fused=True)
+    gc.collect()
+    examples = [
+        kept for kept in gc.get_objects() if type(kept) is torch.Tensor and kept.ndim == 2 and kept.shape[1] == 1237
+    ]
+    assert {len(tensor) for tensor in examples} <= {40}
+
+
+def test_a_default_device_does_not_matter_to_the_kernel():
+    logits, targets = torch.randn(200, 80), (torch.rand(200, 80) < 0.1).float()
+    expected = asymmetric_loss(logits, targets, fused=False)
+    with torch.device('meta'):
+        loss = asymmetric_loss(logits, targets, fused=True)
+    torch.testing.assert_close(loss, expected)
 
 
 def test_rows_of_any_length_are_added_up_exactly():
