@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class ExactResumeHook(Hook):
     """Makes a run's random numbers a function of its seed, and lets it go on within an epoch.
 
     Those of a step, dropout say, follow from seed, process and iteration, and those of a batch's augmentation from
-    seed, process, epoch and the batch's place in it, so that neither the number of worker processes nor an interruption
+    seed, process, epoch (or pass over the data) and the batch's place in it, so that neither the number of worker processes nor an interruption
     changes them. The order of the data comes back on resuming, also where the config has no seed.
 
     A checkpoint of SafeCheckpointHook that was saved within an epoch is continued there: the first epoch is the rest
@@ -92,8 +93,7 @@ class ExactResumeHook(Hook):
 
     def before_train(self, runner) -> None:
         loader = runner.train_dataloader
-        samplers = [loader.sampler, getattr(loader.batch_sampler, 'sampler', None)]
-        for sampler in samplers:
+        for sampler in _samplers(loader):
             if hasattr(sampler, 'seed'):
                 if self.sampler_seed is None:
                     self.sampler_seed = sampler.seed
@@ -121,7 +121,15 @@ class ExactResumeHook(Hook):
         if self.batches is not None:
             self.batches.begin(runner.epoch, self.first)
         if isinstance(loop, IterBasedTrainLoop):
+            for sampler in _samplers(loop.dataloader):
+                if self.batches is not None and hasattr(sampler, 'set_epoch'):
+                    sampler.set_epoch = partial(self._begin_pass, sampler)
             _forget_what_was_read(loop)
+
+    def _begin_pass(self, sampler, epoch: int) -> None:
+        """In place of ``sampler.set_epoch``, which is all that an IterBasedTrainLoop calls between two passes."""
+        type(sampler).set_epoch(sampler, epoch)
+        self.batches.begin(epoch, self.first)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         seed_from(_STEP, runner.seed, runner.rank, runner.iter)
@@ -148,11 +156,19 @@ def _rest(loader: DataLoader, done: int) -> DataLoader:
     )
 
 
+def _samplers(loader: DataLoader) -> list:
+    return [loader.sampler, getattr(loader.batch_sampler, 'sampler', None)]
+
+
 def _forget_what_was_read(loop: IterBasedTrainLoop) -> None:
     """mmengine 0.10.7 starts the workers, which read ahead, before a hook can tell them or the sampler a seed."""
-    sampler = loop.dataloader.sampler
-    if isinstance(sampler, InfiniteSampler):
-        sampler.indices = sampler._indices_of_rank()
+    for sampler in _samplers(loop.dataloader):
+        if isinstance(sampler, InfiniteSampler):
+            sampler.indices = sampler._indices_of_rank()
+    # Of mmdet's batch samplers. A bucket that is full already would never be given out.
+    batch_sampler = loop.dataloader.batch_sampler
+    for bucket in getattr(batch_sampler, '_aspect_ratio_buckets', None) or getattr(batch_sampler, '_buckets', ()):
+        bucket.clear()
     if getattr(loop.dataloader, '_iterator', None) is not None:
         loop.dataloader._iterator = None  # of persistent workers
     loop.dataloader_iterator = type(loop.dataloader_iterator)(loop.dataloader)

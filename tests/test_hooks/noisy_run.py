@@ -17,6 +17,9 @@ class Noisy(Dataset):
     def __len__(self):
         return 12
 
+    def get_data_info(self, index):
+        return dict(width=1 + index % 2, height=1.5)
+
     def __getitem__(self, index):
         return torch.tensor([float(index), random.random(), np.random.rand(), torch.rand(()).item()])
 
@@ -53,7 +56,9 @@ class Count(Evaluator):
         return dict(acc=self.values.pop(0) if self.values else 0.5)
 
 
-def build_run(work_dir, workers=0, epochs=3, iters=None, seed=0, evaluator=None, hooks=(), batch_size=3, **kwargs):
+def build_run(
+    work_dir, workers=0, epochs=3, iters=None, seed=0, evaluator=None, hooks=(), batch_size=3, data=(), **kwargs
+):
     loader = dict(
         dataset=Noisy(),
         batch_size=batch_size,
@@ -62,6 +67,7 @@ def build_run(work_dir, workers=0, epochs=3, iters=None, seed=0, evaluator=None,
         sampler=dict(type='InfiniteSampler' if iters else 'DefaultSampler', shuffle=True),
         collate_fn=dict(type='pseudo_collate'),
     )
+    loader.update(data)
     settings = dict(
         train_cfg=dict(by_epoch=False, max_iters=iters, val_interval=100)
         if iters

@@ -80,6 +80,34 @@ def test_iterations_are_equal_whatever_the_workers(tmp_path):
     assert torch.equal(*seen)
 
 
+def test_passes_of_an_iteration_based_run_have_random_numbers_of_their_own(tmp_path):
+    """Of three batches each, so that two workers change places from pass to pass."""
+    seen = []
+    for workers, persistent in ((0, False), (2, False), (2, True)):
+        data = dict(sampler=dict(type='DefaultSampler', shuffle=True), persistent_workers=persistent)
+        runner = build_run(tmp_path / f'{workers}{persistent}', workers, iters=8, batch_size=4, data=data)
+        runner.train()
+        seen.append(torch.stack(runner.model.seen))
+    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])
+    noise = seen[0][..., 1:].flatten(0, 1)
+    assert all(len(column.unique()) == 32 for column in noise.T)
+
+
+@pytest.mark.parametrize('sampler', ['InfiniteSampler', 'DefaultSampler'])
+def test_batches_by_aspect_ratio_are_whole_and_equal_whatever_the_workers(tmp_path, sampler):
+    seen = []
+    for workers in (0, 2):
+        data = dict(sampler=dict(type=sampler, shuffle=True), batch_sampler=dict(type='AspectRatioBatchSampler'))
+        runner = build_run(tmp_path / str(workers), workers, iters=4, data=data)
+        runner.train()
+        seen.append(torch.stack(runner.model.seen))
+    assert torch.equal(*seen)
+    # Six images of either kind; an infinite sampler's next pass begins before the last bucket is full.
+    indices = seen[0][..., 0]
+    assert all(len((batch % 2).unique()) == 1 for batch in indices)
+    assert sampler == 'InfiniteSampler' or sorted(indices.flatten().tolist()) == list(range(12))
+
+
 @pytest.mark.parametrize('kind, workers', [('CheckpointHook', 0), ('SafeCheckpointHook', 0), ('SafeCheckpointHook', 2)])
 @pytest.mark.parametrize('step', [1, 3, 6, 8])
 def test_an_epoch_based_run_resumes_within_an_epoch(whole, tmp_path, step, kind, workers):
