@@ -352,10 +352,10 @@ def newest_intact(work_dir: str | Path, out_dir: str | Path, patterns: Iterable[
     last = marker.read_text().strip() if marker.is_file() else None
     if last and '://' in last:
         return last
+    if last and damage(Path(last)) is None:
+        return last
     paths = {path for pattern in patterns for path in Path(out_dir).glob(pattern)} | ({Path(last)} if last else set())
     problems = {path: damage(path) for path in paths}
-    if last and problems[Path(last)] is None:
-        return last
     whole = [path for path, problem in problems.items() if problem is None]
     damaged = '; '.join(f'{path} {problem}' for path, problem in sorted(problems.items()) if problem)
     if not last:

@@ -64,7 +64,8 @@ def main() -> None:
     if args.resume not in (None, 'auto'):
         cfg.resume, cfg.load_from = True, args.resume
     elif args.resume:
-        begun = any(path.suffix == '.pth' or path.name == 'last_checkpoint' for path in Path(cfg.work_dir).glob('*'))
+        traces = ('last_checkpoint', 'epoch_*.pth', 'iter_*.pth')
+        begun = any(path for pattern in traces for path in Path(cfg.work_dir).glob(pattern))
         if begun or not cfg.get('load_from'):
             cfg.resume, cfg.load_from = True, None
     if cfg.get('load_from') and '://' not in cfg.load_from and not Path(cfg.load_from).expanduser().is_file():

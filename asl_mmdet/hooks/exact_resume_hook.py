@@ -61,8 +61,9 @@ class ExactResumeHook(Hook):
     """Makes a run's random numbers a function of its seed, and lets it go on within an epoch.
 
     Those of a step, dropout say, follow from seed, process and iteration, and those of a batch's augmentation from
-    seed, process, epoch (or pass over the data) and the batch's place in it, so that neither the number of worker processes nor an interruption
-    changes them. The order of the data comes back on resuming, also where the config has no seed.
+    seed, process, epoch (or pass over the data) and the batch's place in it, so that neither the number of worker
+    processes nor an interruption changes them. The order of the data comes back on resuming, also where the config has
+    no seed.
 
     A checkpoint of SafeCheckpointHook that was saved within an epoch is continued there: the first epoch is the rest
     of that one, and its lines of the log count the batches of the rest. Where the number of batches has changed, by

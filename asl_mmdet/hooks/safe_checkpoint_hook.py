@@ -1,5 +1,6 @@
 """Checkpoints that no kill, full disk or scheduler leaves half written."""
 
+import inspect
 import multiprocessing
 import os
 import re
@@ -17,9 +18,10 @@ from mmdet.registry import HOOKS
 from mmengine.dist import all_reduce, get_world_size, is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ..checkpoint import newest_intact
+from ..datasets.label_index import suggestion
 from .exact_resume_hook import ExactResumeHook
 
 # What schedulers send, and Ctrl-C.
@@ -88,6 +90,11 @@ class SafeCheckpointHook(CheckpointHook):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        # mmengine hands what it does not know on to save_checkpoint, after an epoch.
+        of_saving = inspect.signature(Runner.save_checkpoint).parameters.keys()
+        if unknown := sorted(self.args.keys() - of_saving):
+            known = of_saving | inspect.signature(CheckpointHook).parameters.keys()
+            raise TypeError(f'{unknown[0]} is no argument of {type(self).__name__}{suggestion(unknown[0], known)}')
         self.training = False
         self.signal = 0
         self.interrupted_at = None
@@ -115,8 +122,11 @@ class SafeCheckpointHook(CheckpointHook):
             for left_over in Path(self.out_dir).glob('.*.partial'):
                 left_over.unlink()
         resumed = Path(runner._load_from) if runner._resume and runner._load_from else None
-        if resumed and self.by_epoch and resumed.match('iter_*.pth') and resumed.parent == Path(self.out_dir):
+        interruption = runner.message_hub.runtime_info.get('interruption')
+        if resumed and resumed == Path(self.out_dir, interruption or ''):
             self.interrupted = resumed
+        if is_main_process() and _validated(runner) != runner.iter:
+            Path(runner.work_dir, 'last_validation').unlink(missing_ok=True)
         if resumed:
             self.saved_iter = runner.iter
             self.last_ckpt = str(resumed)  # or a new best of the validation below would not be noted in a checkpoint
@@ -133,14 +143,15 @@ class SafeCheckpointHook(CheckpointHook):
         step, end = (loop.epoch, loop.max_epochs) if _has_epochs(loop) else (loop.iter, loop.max_iters)
         loop._decide_current_val_interval()
         due = step >= loop.val_begin and (step % loop.val_interval == 0 or step == end)
-        marker = Path(runner.work_dir, 'last_validation')
-        return due and not (marker.is_file() and marker.read_text() == str(runner.iter))
+        return due and _validated(runner) != runner.iter
 
     # -------------------------------------------------------------------------------------------------------- saving
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict, name: str | None = None) -> None:
         outdated = []
-        if name is None:
+        if name is not None:
+            runner.message_hub.update_info('interruption', name)
+        else:
             name = self.filename_tmpl.format(step)
             if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
                 kept = [*self.keep_ckpt_ids, step]
@@ -186,7 +197,12 @@ class SafeCheckpointHook(CheckpointHook):
         super()._save_best_checkpoint(runner, metrics)
         best = self.best_ckpt_path_dict if several else {None: self.best_ckpt_path}
         if is_main_process():
-            self._remove(path for key, path in previous.items() if best[key] not in (None, path))
+            # Of another run, from which this one goes on, the best stays.
+            self._remove(
+                path
+                for key, path in previous.items()
+                if path and best[key] not in (None, path) and Path(path).parent == Path(self.out_dir)
+            )
         best = {key: path or previous[key] for key, path in best.items()}
         if several:
             self.best_ckpt_path_dict = best
@@ -295,6 +311,12 @@ class SafeCheckpointHook(CheckpointHook):
 
 def _exact_resume_hook(runner) -> ExactResumeHook | None:
     return next((hook for hook in runner.hooks if isinstance(hook, ExactResumeHook)), None)
+
+
+def _validated(runner) -> int | None:
+    """The iteration after which the last validation came to its end."""
+    marker = Path(runner.work_dir, 'last_validation')
+    return int(marker.read_text()) if marker.is_file() else None
 
 
 def _has_epochs(loop) -> bool:

@@ -16,6 +16,7 @@ import torch
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 
+from asl_mmdet import checkpoint
 from asl_mmdet.checkpoint import CheckpointError
 from asl_mmdet.hooks import safe_checkpoint_hook
 from asl_mmdet.hooks.safe_checkpoint_hook import AtomicLocalBackend
@@ -144,6 +145,19 @@ def test_older_ones_go_when_the_new_one_is_there(tmp_path, monkeypatch, best):
     ]
 
 
+def test_the_best_of_another_run_stays_there(tmp_path):
+    hook = dict(checkpoint=dict(type='SafeCheckpointHook', interval=1, save_best='acc'))
+    build_run(tmp_path / 'first', epochs=1, default_hooks=hook, evaluator=Count([0.2])).train()
+    other = dict(default_hooks=hook, resume=True, load_from=str(tmp_path / 'first/epoch_1.pth'))
+    build_run(tmp_path / 'second', evaluator=Count([0.3, 0.4]), **other).train()
+    assert [path.name for path in tmp_path.glob('*/best*')] == ['best_acc_epoch_1.pth', 'best_acc_epoch_3.pth']
+
+
+def test_misspelt_arguments_are_refused_before_training():
+    with pytest.raises(TypeError, match=r"intervall is no argument of SafeCheckpointHook \(did you mean 'interval'"):
+        HOOKS.build(dict(type='SafeCheckpointHook', intervall=3))
+
+
 def test_left_overs_of_a_kill_are_cleared_away(tmp_path):
     (tmp_path / '.epoch_1.pth.partial').write_bytes(b'half')
     build_run(tmp_path, epochs=1).train()
@@ -199,6 +213,13 @@ def test_resume_falls_back_to_the_newest_intact_checkpoint(whole, folder, harm, 
     assert_same(state(folder / 'epoch_3.pth'), state(whole / 'epoch_3.pth'))
 
 
+def test_resume_reads_no_other_where_the_last_is_intact(folder, monkeypatch):
+    read = []
+    monkeypatch.setattr(checkpoint, 'damage', lambda path: read.append(Path(path).name))
+    assert checkpoint.newest_intact(folder, folder, ['epoch_*.pth']) == str(folder / 'epoch_3.pth')
+    assert read == ['epoch_3.pth']
+
+
 def test_resume_finds_names_of_any_template(tmp_path, whole):
     hook = dict(type='SafeCheckpointHook', interval=1, filename_tmpl='epoch_{:03d}.pth')
     build_run(tmp_path, epochs=2, default_hooks=dict(checkpoint=hook)).train()
@@ -249,6 +270,16 @@ def test_a_validation_that_a_kill_cut_off_is_made_up_for(tmp_path):
     once_more = Count()
     build_run(tmp_path, epochs=1, evaluator=once_more, resume=True).train()
     assert once_more.runs == 0
+
+
+def test_one_of_an_earlier_run_does_not_count(tmp_path):
+    build_run(tmp_path, epochs=1, evaluator=Count()).train()
+    assert (tmp_path / 'last_validation').read_text() == '4'
+    with pytest.raises(Killed):
+        build_run(tmp_path, epochs=1, evaluator=Count(at=kill)).train()
+    again = Count()
+    build_run(tmp_path, epochs=1, evaluator=again, resume=True).train()
+    assert again.runs == 1
 
 
 def test_the_best_of_such_a_validation_is_remembered(tmp_path):
@@ -419,8 +450,10 @@ def test_sigterm_in_an_iteration_based_run(tmp_path):
     with pytest.raises(SystemExit):
         stop = dict(type='CallAtHook', step=4, call=terminate)
         build_run(tmp_path / 'half', iters=10, default_hooks=hook, hooks=[stop]).train()
+    assert files(tmp_path / 'half') == ['iter_4.pth', 'last_checkpoint']
     build_run(tmp_path / 'half', iters=10, default_hooks=hook, resume=True).train()
     assert_same(state(tmp_path / 'half/iter_10.pth'), state(tmp_path / 'whole/iter_10.pth'))
+    assert files(tmp_path / 'half') == ['iter_10.pth', 'last_checkpoint']
 
 
 def test_sigterm_in_a_validation(tmp_path):
