@@ -220,15 +220,15 @@ def test_yolo_becomes_coco(yolo, tmp_path, convert):
         'b.png': [],
         'c.png': ['cat'],
     }
-    # A polygon, a box that is cut at the right edge, and one that is smaller than a pixel, which mmdet passes over.
+    # A polygon, a box that is cut at the right edge, and one that is smaller than a pixel, which is left out.
     val = tmp_path / 'out/val.json'
     ((_, boxes),) = boxes_in(val, yolo).items()
     assert boxes == [('dog', 0, 0, 40, 20), ('cat', pytest.approx(34), pytest.approx(8), 40, pytest.approx(12))]
-    first, _, tiny = json.loads(val.read_text())['annotations']
-    assert first['segmentation'] == [[0, 0, 40, 0, 40, 20]] and tiny['bbox'] == [19.8, 9.9, 0.4, 0.2]
+    first, _ = json.loads(val.read_text())['annotations']
+    assert first['segmentation'] == [[0, 0, 40, 0, 40, 20]]
     assert '3 images, 1 of them without labels; 3 boxes. 2 classes: dog 1, cat 2' in output
     assert '1 lines that repeat another' in output
-    assert '1 boxes reached out of their image' in output and '1 boxes are less than a pixel wide' in output
+    assert '1 boxes reached out of their image' in output and '1 boxes have less than a pixel in width' in output
     for kind in ('CocoMultiLabelDataset', 'CocoDataset'):
         line = rf"^dict\(type='{kind}', data_root='', ann_file='\S+/(train|val).json'"
         assert len(re.findall(line, output, re.M)) == 2
@@ -596,6 +596,14 @@ def test_cvat_says_what_there_is_and_leaves_out_what_is_missing(cvat, tmp_path, 
     status, output = convert(*command, '--drop-missing')
     assert status == 0 and 'b.png; left out' in output
     assert set(boxes_in(tmp_path / 'out.json', cvat)) == {'train/a.png', 'val/a.png'}
+
+
+def test_cvat_with_boxes_outside_the_images_alone(cvat, tmp_path, convert):
+    image = '<image id="2" name="a.png" subset="val" width="40" height="20">'
+    box = '<box label="dog" xtl="50" ytl="5" xbr="60" ybr="15"></box>'
+    export = write(tmp_path / 'annotations.xml', CVAT.replace(image, image + box))
+    status, output = convert('cvat2coco', export, cvat, tmp_path / 'out.json', '--subset', 'val')
+    assert status == 0 and '1 of them without labels; 0 boxes' in output and '1 boxes have less than' in output
 
 
 def test_an_export_of_cvat_in_coco_format_is_read_as_it_is(cvat, tmp_path):

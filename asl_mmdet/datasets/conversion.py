@@ -116,21 +116,29 @@ class CocoFile:
         self.images.append(dict(id=len(self.images) + 1, file_name=name, width=size[0], height=size[1]))
 
     def add_box(self, label: str, corners: Iterable[tuple[float, float]], polygon: bool = False) -> None:
-        """The upright box around ``corners``, (x, y) in pixels, cut to the image; with ``polygon`` its outline too."""
+        """The upright box around ``corners``, (x, y) in pixels, cut to the image; with ``polygon`` its outline too.
+
+        One that has less than a pixel in width or height there is left out: training passes over it, but evaluation
+        would count it as missed.
+        """
         image = self.images[-1]
         size = np.array([image['width'], image['height']])
         points = np.asarray(list(corners), dtype=np.float64)
         low, high = points.min(0), points.max(0)
         # Boxes that were rounded reach out of the image by less than this.
-        self.clipped += bool((low < -0.5).any() or (high > size + 0.5).any())
+        reaches_out = bool((low < -0.5).any() or (high > size + 0.5).any())
         low, high = np.clip(low, 0, size), np.clip(high, 0, size)
         width, height = high - low
-        self.tiny += bool(min(width, height) < 1)
+        bbox = [round(float(value), 3) for value in (*low, width, height)]
+        if min(bbox[2:]) < 1:
+            self.tiny += 1
+            return
+        self.clipped += reaches_out
         entry = dict(
             id=len(self.annotations) + 1,
             image_id=image['id'],
             category_id=self.classes.index(label) + 1,
-            bbox=[round(float(value), 3) for value in (*low, width, height)],
+            bbox=bbox,
             area=round(float(width * height), 3),
             iscrowd=0,
         )
@@ -160,8 +168,8 @@ class CocoFile:
             lines.append(f'{self.clipped:,} boxes reached out of their image and were cut')
         if self.tiny:
             lines.append(
-                f'{self.tiny:,} boxes are less than a pixel wide or high: '
-                "mmdet's CocoDataset passes over them, CocoMultiLabelDataset takes their labels"
+                f'{self.tiny:,} boxes have less than a pixel in width or height inside their image: left out, and are '
+                'no labels of it'
             )
         return lines + [
             f"dict(type='{kind}', data_root='', ann_file='{path.as_posix()}', "

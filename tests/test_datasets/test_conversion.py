@@ -87,15 +87,38 @@ def test_boxes_enclose_their_corners_and_are_cut(tmp_path):
     coco.add_box('cat', [(30, 20), (10, 40), (20, 0)])
     coco.add_box('dog', [(90, 40), (110, 60)])
     coco.add_box('dog', [(-0.2, 0), (100.3, 50)])
-    coco.add_box('dog', [(10, 10), (10.5, 30)])
+    coco.add_box('cat', [(99, 10), (120, 30)])
     assert [entry['bbox'] for entry in coco.annotations] == [
         [10, 0, 20, 40],
         [90, 40, 10, 10],
         [0, 0, 100, 50],
-        [10, 10, 0.5, 20],
+        [99, 10, 1, 20],
     ]
-    assert [entry['category_id'] for entry in coco.annotations] == [2, 1, 1, 1]
-    assert (coco.clipped, coco.tiny) == (1, 1)
+    assert [entry['category_id'] for entry in coco.annotations] == [2, 1, 1, 2]
+    assert (coco.clipped, coco.tiny) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    'corners',
+    [
+        [(10, 10), (10.5, 30)],
+        [(10, 10), (30, 10)],
+        [(99.2, 10), (120, 30)],
+        [(-30, 10), (-10, 30)],
+        [(0, 50), (100, 90)],
+        [(110, 10), (130, 20), (120, 30)],
+    ],
+)
+def test_boxes_with_nothing_inside_the_image_are_left_out(tmp_path, corners):
+    coco = CocoFile(['dog', 'cat'], 'source')
+    coco.add_image('a.jpg', (100, 50))
+    coco.add_box('dog', corners, polygon=len(corners) > 2)
+    coco.add_box('cat', [(10, 10), (30, 30)])
+    assert [(entry['id'], entry['category_id']) for entry in coco.annotations] == [(1, 2)]
+    assert (coco.clipped, coco.tiny) == (0, 1)
+    report = '\n'.join(coco.report(tmp_path / 'a.json', tmp_path))
+    assert '1 boxes. ' in report and 'dog 0, cat 1' in report
+    assert '1 boxes have less than a pixel in width or height inside their image: left out' in report
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):

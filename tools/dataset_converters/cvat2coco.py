@@ -213,7 +213,7 @@ def boxes_file(named, export: Export, pictures: PictureFolder) -> tuple[CocoFile
             corners = _box(part) if part.kind == 'box' else _polygon(part)
             rotated += part.kind == 'box' and bool(float(part.attributes.get('rotation', 0)))
             coco.add_box(part.attributes['label'], corners, polygon=part.kind == 'polygon')
-    if not coco.annotations:
+    if not coco.annotations and not coco.tiny:
         raise AnnotationError(
             f'{export.path} has no boxes or polygons, but {listed(others) or "nothing"}. Tags are written as OUT.csv'
         )
