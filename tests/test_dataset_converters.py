@@ -250,6 +250,20 @@ def test_yolo_side_by_side_without_splits(tmp_path, convert, source):
     assert '1 images have no label file' in output
 
 
+@pytest.mark.parametrize('labels', ['labels', 'labels/train'])
+def test_classes_beside_the_labels(tmp_path, convert, labels):
+    """As labelImg writes them."""
+    picture(tmp_path / f'in/{labels.replace("labels", "images")}/a.png')
+    write(tmp_path / f'in/{labels}/a.txt', '1 0.5 0.5 1 1')
+    write(tmp_path / f'in/{labels}/classes.txt', 'dog\ncat\n')
+    if labels != 'labels':
+        write(tmp_path / 'in/classes.txt', 'dog\ncat\n')
+    status, output = convert('yolo2coco', tmp_path / 'in', tmp_path / 'out')
+    assert status == 0, output
+    (boxes,) = boxes_in(tmp_path / 'out/instances.json', tmp_path / 'in').values()
+    assert boxes == [('cat', 0, 0, 40, 20)]
+
+
 def test_yolo_with_lists_another_root_and_key_points(yolo, tmp_path, convert):
     write(
         tmp_path / 'elsewhere/data.yaml',

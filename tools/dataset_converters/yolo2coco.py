@@ -45,7 +45,8 @@ def main() -> None:
         splits = [split for split in SPLITS if described.get(split)] or ['instances']
         outs = {split: args.out / f'{split}.json' for split in splits}
         refuse_to_overwrite(outs.values(), args.overwrite)
-        export = YoloExport(source, described, PictureFolder(args.root or source.parent))
+        folder = args.source if args.source.is_dir() else source.parent
+        export = YoloExport(source, described, PictureFolder(args.root or folder))
         converted = {split: export.convert(split, args.drop_missing) for split in splits}
         for split, (coco, notes) in converted.items():
             coco.write(outs[split])
@@ -185,7 +186,7 @@ class YoloExport:
         )
 
     def _labels_without_picture(self, names):
-        known = {label_file(name) for name in self.pictures.names} | {*CLASS_FILES, 'train.txt', 'val.txt', 'test.txt'}
+        known = {label_file(name) for name in self.pictures.names} | {'train.txt', 'val.txt', 'test.txt'}
         folders = sorted({posixpath.dirname(label_file(name)) for name in names})
         return [
             f'{label} without a picture'
@@ -193,7 +194,7 @@ class YoloExport:
             for label in sorted(
                 (Path(folder) / path.name).as_posix() for path in (self.pictures.root / folder).glob('*.txt')
             )
-            if label not in known
+            if label not in known and posixpath.basename(label) != 'classes.txt'
         ]
 
 
