@@ -264,6 +264,13 @@ def test_classes_beside_the_labels(tmp_path, convert, labels):
     assert boxes == [('cat', 0, 0, 40, 20)]
 
 
+def test_absolute_paths_below_a_relative_root(yolo, tmp_path, convert, monkeypatch):
+    write(yolo / 'data.yaml', f'path: {yolo}\ntrain: {yolo}/images/train\nnames: [dog, cat]\n')
+    monkeypatch.chdir(tmp_path)
+    status, output = convert('yolo2coco', 'yolo', 'out')
+    assert status == 0 and "img_path='yolo/'" in output, output
+
+
 def test_yolo_with_lists_another_root_and_key_points(yolo, tmp_path, convert):
     write(
         tmp_path / 'elsewhere/data.yaml',

@@ -6,6 +6,7 @@ holds a class and a box, or a polygon, in fractions of the image.
 
 import argparse
 import math
+import os
 import posixpath
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,9 +178,9 @@ class YoloExport:
         root = self.pictures.root
         path = str(self.described.get('path') or '')
         for candidate in (root / path / entry, root / entry, root / entry.removeprefix('../')):
-            inside = Path(posixpath.normpath(candidate))
-            if inside.is_relative_to(posixpath.normpath(root)) and inside.exists():
-                return root / inside.relative_to(posixpath.normpath(root))
+            inside = Path(os.path.abspath(candidate))
+            if inside.is_relative_to(os.path.abspath(root)) and inside.exists():
+                return root / inside.relative_to(os.path.abspath(root))
         raise AnnotationError(
             f'{self.source}: {split}: {quoted(entry)} is neither a folder nor a list below {root}; --root names the '
             'folder of the pictures'
