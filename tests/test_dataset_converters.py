@@ -264,6 +264,24 @@ def test_classes_beside_the_labels(tmp_path, convert, labels):
     assert boxes == [('cat', 0, 0, 40, 20)]
 
 
+def test_labels_of_pictures_that_cannot_be_read(tmp_path, convert):
+    root = tmp_path / 'in'
+    picture(root / 'images/cam1/A.png')
+    write(root / 'images/cam2/b.heic', '')
+    write(root / 'labels/cam1/A.TXT', '0 0.5 0.5 1 1')
+    write(root / 'labels/cam2/b.txt', '0 0.5 0.5 1 1')
+    write(root / 'labels/cam1/.ipynb_checkpoints/A-checkpoint.txt', '')
+    write(root / 'classes.txt', 'dog\ncat\n')
+    command = ('yolo2coco', root, tmp_path / 'out')
+    status, output = convert(*command)
+    assert status == 1 and 'in: labels/cam2/b.txt without a picture. Give' in output
+    status, output = convert(*command, '--drop-missing')
+    assert status == 0, output
+    assert boxes_in(tmp_path / 'out/instances.json', root) == {'images/cam1/A.png': [('dog', 0, 0, 40, 20)]}
+    assert 'labels/cam2/b.txt without a picture; left out' in output
+    assert '1 files that are no pictures: 1 .heic' in output
+
+
 def test_absolute_paths_below_a_relative_root(yolo, tmp_path, convert, monkeypatch):
     write(yolo / 'data.yaml', f'path: {yolo}\ntrain: {yolo}/images/train\nnames: [dog, cat]\n')
     monkeypatch.chdir(tmp_path)
@@ -309,12 +327,20 @@ YOLO_FAULTS = {
     'too few': (on_line('1 0.5 0.5'), 'has 2 numbers behind the class'),
     'negative': (on_line('1 0.5 0.5 -0.001 0.5'), 'has a negative width or height'),
     'bytes': (lambda root: (root / 'labels/train/a.txt').write_bytes(b'\xff\xfe\x00'), 'a.txt is not a text file'),
+    'broken link': (
+        lambda root: ((root / 'labels/val/d.txt').unlink(), (root / 'labels/val/d.txt').symlink_to('gone.txt')),
+        'd.txt is not a text file: .*No such file',
+    ),
     'orphan': (lambda root: write(root / 'labels/train/x.txt', ''), 'labels/train/x.txt without a picture'),
+    'wrong folder': (lambda root: write(root / 'labels/b.txt', ''), 'labels/b.txt without a picture'),
     'no YAML': (described('names: [dog'), 'data.yaml is not a YAML file'),
     'no names': (described('train: images/train'), 'names is None, neither a list'),
     'gaps': (described('train: images/train\nnames: {0: a, 2: b}'), 'names is {.*}, neither'),
     'nc': (described('train: images/train\nnc: 3\nnames: [a, b]'), 'nc is 3, but 2 classes'),
     'twice': (described('train: images/train\nnames: [a, a]'), "data.yaml names class 'a' twice"),
+    'truth': (described('train: images/train\nnames: [yes, no]'), 'names holds True, which is no text'),
+    'valid': (described('train: images/train\nvalid: images/val\nnames: [a, b]'), 'valid is none of the splits'),
+    'Val': (described('train: images/train\nVal: images/val\nnames: [a, b]'), 'Val is none of the splits'),
     'nowhere': (
         described('train: images/tarin\nnames: [a, b]'),
         "train: 'images/tarin' is neither a folder nor a list",

@@ -8,7 +8,7 @@ import re
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -41,7 +41,7 @@ def picture_size(path: str | Path) -> tuple[int, int]:
 class PictureFolder:
     """All pictures below a folder.
 
-    ``names`` are their paths below it with '/', sorted; ``others`` counts the files that are none, by suffix.
+    ``names`` are their paths below it with '/', sorted; ``other_names`` those of the files that are none.
 
     Raises:
         AnnotationError: the folder is not there, or has no picture.
@@ -51,18 +51,17 @@ class PictureFolder:
         self.root = Path(root)
         if not self.root.is_dir():
             raise AnnotationError(f'there is no folder {root}')
-        self.names, self.others = [], Counter()
+        self.names, self.other_names = [], []
         for folder, _, files in os.walk(self.root, followlinks=True):
             for file in files:
                 path = Path(folder, file).relative_to(self.root)
                 is_hidden = any(part.startswith('.') for part in path.parts)
-                if path.suffix.lower() in PICTURE_SUFFIXES and not is_hidden:
-                    self.names.append(path.as_posix())
-                else:
-                    self.others[path.suffix or file] += 1
+                is_picture = path.suffix.lower() in PICTURE_SUFFIXES and not is_hidden
+                (self.names if is_picture else self.other_names).append(path.as_posix())
         if not self.names:
             raise AnnotationError(f'{root} has no picture ({", ".join(PICTURE_SUFFIXES)})')
         self.names.sort()
+        self.other_names.sort()
         self._by_last_part = defaultdict(list)
         for name in self.names:
             self._by_last_part[name.rpartition('/')[2]].append(name)
@@ -93,9 +92,11 @@ class PictureFolder:
             )
         return best[0]
 
-    def other_files(self) -> str:
-        """A line of the report, empty where there is nothing to tell."""
-        return f'{self.others.total():,} files that are no pictures: {listed(self.others)}' if self.others else ''
+    def other_files(self, expected: Sequence[str] = ()) -> str:
+        """A line of the report on files of other suffixes than ``expected``, empty where there is nothing to tell."""
+        paths = map(PurePosixPath, self.other_names)
+        others = Counter(path.suffix or path.name for path in paths if path.suffix.lower() not in expected)
+        return f'{others.total():,} files that are no pictures: {listed(others)}' if others else ''
 
 
 class CocoFile:

@@ -8,8 +8,8 @@ import argparse
 import math
 import os
 import posixpath
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 
 import yaml
 
@@ -27,6 +27,7 @@ from asl_mmdet.datasets.label_index import quoted
 from asl_mmdet.progress import track
 
 SPLITS = ('train', 'val', 'test')
+OTHER_SPLITS = ('training', 'valid', 'validation', 'testing', 'dev', 'eval')
 CLASS_FILES = ('classes.txt', 'obj.names', 'labels/classes.txt')
 # Labellers round: a number may lie so far outside [0, 1].
 TOLERANCE = 0.01
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument('source', type=Path, help='data.yaml, a file of class names, or a folder')
     parser.add_argument('out', type=Path, help='folder for SPLIT.json, or instances.json where there are no splits')
     parser.add_argument('--root', type=Path, help="folder of pictures and labels (default: the source's)")
-    parser.add_argument('--drop-missing', action='store_true', help='leave out pictures that are not there')
+    parser.add_argument('--drop-missing', action='store_true', help='leave out what has no picture')
     parser.add_argument('--overwrite', action='store_true')
     args = parser.parse_args()
     with exit_on_known_faults():
@@ -48,10 +49,20 @@ def main() -> None:
         refuse_to_overwrite(outs.values(), args.overwrite)
         folder = args.source if args.source.is_dir() else source.parent
         export = YoloExport(source, described, PictureFolder(args.root or folder))
-        converted = {split: export.convert(split, args.drop_missing) for split in splits}
-        for split, (coco, notes) in converted.items():
+        names, missing = {}, []
+        for split in splits:
+            names[split], gone = export.names(split)
+            missing += gone
+        missing += export.labels_without_picture(set().union(*names.values()))
+        notes = report_missing(missing, source, export.pictures.root, args.drop_missing)
+        others = export.pictures.other_files(('.txt', '.yaml', '.yml'))
+        notes += [others] if others else []
+        converted = {split: export.convert(split, names[split]) for split in splits}
+        for split, (coco, more) in converted.items():
             coco.write(outs[split])
-            print('\n'.join(coco.report(outs[split], export.pictures.root) + notes))
+            print('\n'.join(coco.report(outs[split], export.pictures.root) + more))
+        for note in notes:
+            print(note)
 
 
 def find_description(source: Path) -> Path:
@@ -74,7 +85,7 @@ def read_description(path: Path) -> dict:
     """``names``, and what else data.yaml says.
 
     Raises:
-        AnnotationError: it names no classes, or their numbers have gaps.
+        AnnotationError: it names no classes, their numbers have gaps, or a split has another name than ``SPLITS``.
     """
     if path.suffix not in ('.yaml', '.yml'):
         return dict(names=read_classes(path))
@@ -89,6 +100,12 @@ def read_description(path: Path) -> dict:
         raise AnnotationError(
             f'{path}: names is {quoted(names)}, neither a list of names nor numbers from 0 with names'
         )
+    for name in names:
+        if isinstance(name, bool) or not isinstance(name, (str, int)):
+            raise AnnotationError(f'{path}: names holds {quoted(name)}, which is no text: put the name in quotes')
+    for key in described:
+        if key not in SPLITS and str(key).lower() in SPLITS + OTHER_SPLITS and described[key]:
+            raise AnnotationError(f'{path}: {key} is none of the splits {", ".join(SPLITS)}: rename it')
     if described.get('nc', len(names)) != len(names):
         raise AnnotationError(f'{path}: nc is {quoted(described["nc"])}, but {len(names)} classes have names')
     return dict(described, names=[str(name) for name in names])
@@ -102,27 +119,25 @@ class YoloExport:
 
     def __init__(self, source: Path, described: dict, pictures: PictureFolder) -> None:
         self.source, self.described, self.pictures = source, described, pictures
+        # As label_file calls them: a.TXT is a label file, too.
+        self.label_files = {f'{name[:-4]}.txt': name for name in pictures.other_names if name.lower().endswith('.txt')}
 
-    def convert(self, split: str, drop_missing: bool = False) -> tuple[CocoFile, list[str]]:
-        """The COCO file of a split, or of all pictures where the description has no splits; and lines for the screen.
+    def convert(self, split: str, names: Sequence[str]) -> tuple[CocoFile, list[str]]:
+        """The COCO file of the pictures of a split, and lines for the screen.
 
         Raises:
-            AnnotationError: pictures or all label files are missing, or a line is wrong.
+            AnnotationError: all label files are missing, or a line is wrong.
         """
         coco = CocoFile(self.described['names'], self.source)
         keypoints = 'kpt_shape' in self.described
-        names, missing = self._names(split)
-        missing += self._labels_without_picture(names)
-        notes = report_missing(missing, self.source, self.pictures.root, drop_missing)
-        unlabelled = repeated = 0
+        notes, unlabelled, repeated = [], 0, 0
         for name in track(names, f'Pictures of {split}'):
             size = picture_size(self.pictures.root / name)
             coco.add_image(name, size)
-            path = self.pictures.root / label_file(name)
-            if not path.is_file():
+            if label_file(name) not in self.label_files:
                 unlabelled += 1
                 continue
-            seen = set()
+            path, seen = self.pictures.root / self.label_files[label_file(name)], set()
             for number, line in _lines(path):
                 if line in seen:
                     repeated += 1
@@ -144,8 +159,12 @@ class YoloExport:
             notes.append('key points are left out')
         return coco, notes
 
-    def _names(self, split):
-        """Pictures of a split, and entries of its lists that are not there."""
+    def names(self, split: str) -> tuple[list[str], list[str]]:
+        """Pictures of a split, or all where the description has no splits; and entries of its lists that are not there.
+
+        Raises:
+            AnnotationError: there are none, or two have one label file.
+        """
         entries = self.described.get(split, '.')
         found, missing = {}, []
         for entry in entries if isinstance(entries, list) else [entries]:
@@ -186,25 +205,30 @@ class YoloExport:
             'folder of the pictures'
         )
 
-    def _labels_without_picture(self, names):
+    def labels_without_picture(self, names: Iterable[str]) -> list[str]:
+        """Label files in or below the label folders of ``names`` that no picture has."""
         known = {label_file(name) for name in self.pictures.names} | {'train.txt', 'val.txt', 'test.txt'}
-        folders = sorted({posixpath.dirname(label_file(name)) for name in names})
+        folders = {label_folder(name) for name in names}
         return [
-            f'{label} without a picture'
-            for folder in folders
-            for label in sorted(
-                (Path(folder) / path.name).as_posix() for path in (self.pictures.root / folder).glob('*.txt')
-            )
-            if label not in known and posixpath.basename(label) != 'classes.txt'
+            f'{file} without a picture'
+            for label, file in self.label_files.items()
+            if label not in known
+            and posixpath.basename(label) != 'classes.txt'
+            and not any(part.startswith('.') for part in label.split('/'))
+            and any(str(folder) in folders for folder in PurePosixPath(label).parents)
         ]
 
 
 def label_file(picture: str) -> str:
     """images/train/a.jpg: labels/train/a.txt; without a folder images, beside the picture."""
-    folders = picture.split('/')
-    if 'images' in folders[:-1]:
-        folders[len(folders) - 2 - folders[-2::-1].index('images')] = 'labels'
-    return posixpath.splitext('/'.join(folders))[0] + '.txt'
+    before, images, behind = f'/{picture}'.rpartition('/images/')
+    return posixpath.splitext((f'{before}/labels/{behind}' if images else f'/{picture}')[1:])[0] + '.txt'
+
+
+def label_folder(picture: str) -> str:
+    """images/train/a.jpg: labels; without a folder images, the picture's."""
+    before, images, _ = f'/{picture}'.rpartition('/images/')
+    return f'{before}/labels'[1:] if images else posixpath.dirname(picture) or '.'
 
 
 def parse_line(line: str, num_classes: int, keypoints: bool, place: str) -> tuple[int, list[tuple[float, float]]]:
@@ -241,7 +265,7 @@ def parse_line(line: str, num_classes: int, keypoints: bool, place: str) -> tupl
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         text = path.read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise AnnotationError(f'{path} is not a text file: {error}') from None
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
