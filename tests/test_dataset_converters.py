@@ -282,6 +282,21 @@ def test_labels_of_pictures_that_cannot_be_read(tmp_path, convert):
     assert '1 files that are no pictures: 1 .heic' in output
 
 
+def test_splits_that_were_not_exported_are_left_out(yolo, tmp_path, convert):
+    write(yolo / 'data.yaml', 'train: images/train\nval: images/val\ntest: ../test/images\nnames: [dog, cat]\n')
+    out = tmp_path / 'out'
+    status, output = convert('yolo2coco', yolo, out)
+    assert status == 1 and "test: '../test/images' is neither" in output
+    status, output = convert('yolo2coco', yolo, out, '--split', 'train', 'val')
+    assert status == 0 and sorted(path.name for path in out.iterdir()) == ['train.json', 'val.json'], output
+    (yolo / 'images/empty').mkdir()
+    write(yolo / 'data.yaml', 'train: images/empty\nval: images/val\nnames: [dog, cat]\n')
+    status, output = convert('yolo2coco', yolo, tmp_path / 'more')
+    assert status == 1 and "train: 'images/empty' has no picture; --split names" in output
+    status, output = convert('yolo2coco', yolo, tmp_path / 'more', '--split', 'test')
+    assert status == 1 and "data.yaml has no test; --split may be any of ['train', 'val']" in output
+
+
 def test_absolute_paths_below_a_relative_root(yolo, tmp_path, convert, monkeypatch):
     write(yolo / 'data.yaml', f'path: {yolo}\ntrain: {yolo}/images/train\nnames: [dog, cat]\n')
     monkeypatch.chdir(tmp_path)
@@ -343,12 +358,12 @@ YOLO_FAULTS = {
     'Val': (described('train: images/train\nVal: images/val\nnames: [a, b]'), 'Val is none of the splits'),
     'nowhere': (
         described('train: images/tarin\nnames: [a, b]'),
-        "train: 'images/tarin' is neither a folder nor a list",
+        "train: 'images/tarin' is neither a folder nor a list .*, --split the splits to write",
     ),
     'outside': (described('train: ../../..\nnames: [a, b]'), "train: '../../..' is neither a folder nor a list below"),
     'no labels': (
         described('val: images/train/images\nnames: [a, b]'),
-        'none of the 1 pictures of val has a label file',
+        'none of the 1 pictures of val has a label file, .*c.txt; --split names the splits to write',
     ),
     'clash': (lambda root: picture(root / 'images/train/a.jpg'), 'have one label file, labels/train/a.txt'),
     'several': (lambda root: write(root / 'more.yaml', ''), 'has data.yaml and more.yaml'),

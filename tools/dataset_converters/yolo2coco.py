@@ -32,19 +32,26 @@ CLASS_FILES = ('classes.txt', 'obj.names', 'labels/classes.txt')
 # Labellers round: a number may lie so far outside [0, 1].
 TOLERANCE = 0.01
 
+_SPLIT_HINT = '; --split names the splits to write'
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', type=Path, help='data.yaml, a file of class names, or a folder')
     parser.add_argument('out', type=Path, help='folder for SPLIT.json, or instances.json where there are no splits')
     parser.add_argument('--root', type=Path, help="folder of pictures and labels (default: the source's)")
+    parser.add_argument('--split', nargs='+', choices=SPLITS, help='which splits of data.yaml to write (default: all)')
     parser.add_argument('--drop-missing', action='store_true', help='leave out what has no picture')
     parser.add_argument('--overwrite', action='store_true')
     args = parser.parse_args()
     with exit_on_known_faults():
         source = find_description(args.source)
         described = read_description(source)
-        splits = [split for split in SPLITS if described.get(split)] or ['instances']
+        named = [split for split in SPLITS if described.get(split)]
+        absent = ' '.join(split for split in args.split or () if split not in named)
+        if absent:
+            raise AnnotationError(f'{source} has no {absent}; --split may be any of {quoted(named)}')
+        splits = [split for split in named if split in (args.split or named)] or ['instances']
         outs = {split: args.out / f'{split}.json' for split in splits}
         refuse_to_overwrite(outs.values(), args.overwrite)
         folder = args.source if args.source.is_dir() else source.parent
@@ -149,7 +156,7 @@ class YoloExport:
         if unlabelled == len(names):
             raise AnnotationError(
                 f'none of the {len(names):,} pictures of {split} has a label file, such as '
-                f'{self.pictures.root / label_file(names[0])}'
+                f'{self.pictures.root / label_file(names[0])}{_SPLIT_HINT if split in SPLITS else ""}'
             )
         if unlabelled:
             notes.append(f'{unlabelled:,} images have no label file, and count as images without labels')
@@ -182,7 +189,9 @@ class YoloExport:
                     {name: None for name in self.pictures.names if folder == '.' or name.startswith(f'{folder}/')}
                 )
         if not found:
-            raise AnnotationError(f'{self.source}: {split}: {quoted(entries)} has no picture')
+            raise AnnotationError(
+                f'{self.source}: {split}: {quoted(entries)} has no picture{_SPLIT_HINT if split in SPLITS else ""}'
+            )
         clash = {}
         for name in found:
             other = clash.setdefault(label_file(name), name)
@@ -202,7 +211,7 @@ class YoloExport:
                 return root / inside.relative_to(os.path.abspath(root))
         raise AnnotationError(
             f'{self.source}: {split}: {quoted(entry)} is neither a folder nor a list below {root}; --root names the '
-            'folder of the pictures'
+            'folder of the pictures, --split the splits to write'
         )
 
     def labels_without_picture(self, names: Iterable[str]) -> list[str]:
