@@ -297,6 +297,14 @@ def test_splits_that_were_not_exported_are_left_out(yolo, tmp_path, convert):
     assert status == 1 and "data.yaml has no test; --split may be any of ['train', 'val']" in output
 
 
+def test_pictures_of_several_splits_are_counted(yolo, tmp_path, convert):
+    status, output = convert('yolo2coco', yolo, tmp_path / 'out')
+    assert status == 0 and 'are in both' not in output, output
+    write(yolo / 'data.yaml', 'train: images/train\nval: [images/val, images/train/images]\nnames: [dog, cat]\n')
+    status, output = convert('yolo2coco', yolo, tmp_path / 'more')
+    assert status == 0 and '1 pictures are in both train and val' in output, output
+
+
 def test_absolute_paths_below_a_relative_root(yolo, tmp_path, convert, monkeypatch):
     write(yolo / 'data.yaml', f'path: {yolo}\ntrain: {yolo}/images/train\nnames: [dog, cat]\n')
     monkeypatch.chdir(tmp_path)

@@ -9,6 +9,7 @@ import math
 import os
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -62,6 +63,9 @@ def main() -> None:
             missing += gone
         missing += export.labels_without_picture(set().union(*names.values()))
         notes = report_missing(missing, source, export.pictures.root, args.drop_missing)
+        for one, other in combinations(splits, 2):
+            both = len(set(names[one]) & set(names[other]))
+            notes += [f'{both:,} pictures are in both {one} and {other}'] if both else []
         others = export.pictures.other_files(('.txt', '.yaml', '.yml'))
         notes += [others] if others else []
         converted = {split: export.convert(split, names[split]) for split in splits}
