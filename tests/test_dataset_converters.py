@@ -432,7 +432,10 @@ def studio(tmp_path):
 
 def test_label_studio_boxes_become_coco(studio, tmp_path, convert):
     root, tasks = studio
-    tasks[1]['annotations'][0]['result'] = [dict(type='choices', value=dict(choices=['sea']))]
+    tasks[1]['annotations'][0]['result'] = [
+        dict(type='choices', value=dict(choices=['sea'])),
+        region(labels=[], x=0, y=0, width=50, height=50, rotation=90),
+    ]
     export = write(tmp_path / 'export.json', tasks)
     out = tmp_path / 'boxes.json'
     status, output = convert('labelstudio2coco', export, root, out)
@@ -447,7 +450,7 @@ def test_label_studio_boxes_become_coco(studio, tmp_path, convert):
     }
     assert labels_of_boxes(out, root, unannotated='keep')['a.png'] == ['cat', 'dog']
     assert '1 tasks that nobody has annotated' in output and '1 tasks that were skipped' in output
-    assert '1 boxes are rotated' in output and 'left out: 1 choices' in output
+    assert '1 boxes are rotated' in output and 'left out: 1 choices, 1 rectanglelabels without a label' in output
     assert '1 boxes reached out of their image and were cut' in output
 
 
@@ -661,6 +664,10 @@ def test_cvat_says_what_there_is_and_leaves_out_what_is_missing(cvat, tmp_path, 
     assert status == 1 and 'has no boxes or polygons, but nothing. Tags are written as OUT.csv' in output
     status, output = convert(*command, '--subset', 'test')
     assert status == 1 and "has no subset 'test'; its subsets: train, val" in output
+    picture(tmp_path / 'others/c.png')
+    for more in ((), ('--drop-missing',)):
+        status, output = convert('cvat2coco', export, tmp_path / 'others', tmp_path / 'out.json', *more)
+        assert status == 1 and re.search('none of the 3 pictures of .*xml is in .*others: a.png, .* Give the', output)
     (cvat / 'train/b.png').unlink()
     assert convert(*command)[0] == 1
     status, output = convert(*command, '--drop-missing')

@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -266,15 +266,21 @@ def refuse_to_overwrite(paths: Iterable[Path], overwrite: bool) -> None:
             raise AnnotationError(f'{path} exists already; --overwrite replaces it')
 
 
-def report_missing(missing: Sequence[str], source: str | Path, folder: str | Path, drop: bool) -> list[str]:
+def report_missing(
+    missing: Sequence[str], found: Collection[str], source: str | Path, folder: str | Path, drop: bool
+) -> list[str]:
     """
     Raises:
-        AnnotationError: pictures are missing, and ``drop`` is False.
+        AnnotationError: pictures are missing, and ``drop`` is False or none is found.
     """
     if not missing:
         return []
-    message = f'{len(missing):,} pictures of {source} are not in {folder}: {", ".join(missing[:10])}'
-    message += ' ...' if len(missing) > 10 else ''
+    some = ', '.join(missing[:10]) + (' ...' if len(missing) > 10 else '')
+    if not found:
+        raise AnnotationError(
+            f'none of the {len(missing):,} pictures of {source} is in {folder}: {some}. Give the right folder'
+        )
+    message = f'{len(missing):,} pictures of {source} are not in {folder}: {some}'
     if not drop:
         raise AnnotationError(f'{message}. Give the right folder, or leave them out with --drop-missing')
     return [f'{message}; left out']

@@ -46,7 +46,7 @@ def main() -> None:
         export = read_export(args.export)
         pictures = PictureFolder(args.images)
         named, missing = _named_images(export, pictures, args.subset)
-        notes = report_missing(missing, args.export, args.images, args.drop_missing)
+        notes = report_missing(missing, named, args.export, args.images, args.drop_missing)
         written, more = (tags_table if as_table else boxes_file)(named, export, pictures)
         written.write(args.out)
         print('\n'.join(written.report(args.out, args.images) + notes + more))

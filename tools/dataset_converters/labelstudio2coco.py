@@ -60,7 +60,7 @@ def main() -> None:
         tasks, notes = finished_tasks(args.export, args.several)
         pictures = PictureFolder(args.images)
         named, missing = _named_tasks(tasks, args.export, pictures, args.image_key)
-        notes += report_missing(missing, args.export, args.images, args.drop_missing)
+        notes += report_missing(missing, named, args.export, args.images, args.drop_missing)
         classes = read_classes(args.classes) if args.classes else None
         convert = choices_table if as_table else boxes_file
         written, more = convert(named, args.export, pictures, classes)
@@ -199,11 +199,15 @@ def boxes_file(named, export, pictures, classes=None) -> tuple[CocoFile, list[st
             if not polygon and (kind not in BOXES or 'width' not in value):
                 others[kind] += 1
                 continue
+            labels = _labels(value, kind, place)
+            if not labels:
+                others[f'{kind} without a label'] += 1
+                continue
             _check_size(result, size, f'{place}, {name}')
             corners = _points(value, place) if polygon else _rectangle(value, size, place)
             rotated += not polygon and bool(value.get('rotation'))
             corners = [(x * size[0] / 100, y * size[1] / 100) for x, y in corners] if polygon else corners
-            regions += [(label, corners, polygon) for label in _labels(value, kind, place)]
+            regions += [(label, corners, polygon) for label in labels]
         images.append((name, size, regions))
     found = {label for _, _, regions in images for label, _, _ in regions}
     if not found:

@@ -61,8 +61,9 @@ def main() -> None:
         for split in splits:
             names[split], gone = export.names(split)
             missing += gone
-        missing += export.labels_without_picture(set().union(*names.values()))
-        notes = report_missing(missing, source, export.pictures.root, args.drop_missing)
+        found = set().union(*names.values())
+        missing += export.labels_without_picture(found)
+        notes = report_missing(missing, found, source, export.pictures.root, args.drop_missing)
         for one, other in combinations(splits, 2):
             both = len(set(names[one]) & set(names[other]))
             notes += [f'{both:,} pictures are in both {one} and {other}'] if both else []
