@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import textwrap
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -105,6 +106,10 @@ def read_config(path: str | Path, options: Mapping[str, object]) -> Config:
         cfg = Config.fromfile(path)
     except FileNotFoundError as error:
         sys.exit(f'{path}, or a config that it inherits from, has a _base_ that is missing: {error}')
+    except Exception as error:  # a config is a program
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = '' if isinstance(error, SyntaxError) else f' ({last.filename}, line {last.lineno})'
+        sys.exit(f'{path}, or a config that it inherits from, cannot be read: {type(error).__name__}: {error}{place}')
     _check_keys(cfg, options)
     try:
         cfg.merge_from_dict(options)
@@ -115,17 +120,37 @@ def read_config(path: str | Path, options: Mapping[str, object]) -> Config:
 
 def load_config(args: argparse.Namespace) -> Config:
     """``read_config`` for tools that run a Runner."""
+    _check_launcher(args.launcher)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
     if args.work_dir or cfg.get('work_dir') is None:
         cfg.work_dir = args.work_dir or str(Path('work_dirs') / Path(args.config).stem)
+    _check_work_dir(cfg.work_dir)
     if cfg.launcher != 'none' and cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout') is None:
         cfg.merge_from_dict({'env_cfg.dist_cfg.timeout': TIMEOUT})
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         _distribute_on_cpu(cfg)
     _check_temporary_folder(cfg)
     return cfg
+
+
+def _check_work_dir(folder: str) -> None:
+    folder = Path(folder).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        fault = 'may not be written to' if there.is_dir() else 'is no folder'
+        sys.exit(f'{folder} cannot be the work dir: {there} {fault}. --work-dir names another')
+
+
+def _check_launcher(launcher: str) -> None:
+    set_by = dict(pytorch=('RANK', 'torchrun'), slurm=('SLURM_PROCID', 'srun'), mpi=('OMPI_COMM_WORLD_RANK', 'mpirun'))
+    variable, command = set_by.get(launcher, (None, None))
+    if variable and variable not in os.environ:
+        sys.exit(
+            f'--launcher {launcher}: {variable} is not set, as {command} does for the processes that it starts. '
+            'tools/dist_train.sh and tools/dist_test.sh begin with torchrun, slurm_train.sh with srun'
+        )
 
 
 def _check_temporary_folder(cfg: Config) -> None:

@@ -41,10 +41,11 @@ def said(monkeypatch):
     return lines
 
 
-def loaded(config, *options):
+def loaded(config, *options, arguments=()):
     parser = argparse.ArgumentParser()
     add_config_arguments(parser)
-    return load_config(parser.parse_args([str(config), *(['--cfg-options', *options] if options else [])]))
+    options = ['--cfg-options', *options] if options else []
+    return load_config(parser.parse_args([str(config), *map(str, arguments), *options]))
 
 
 def backends(cfg):
@@ -150,6 +151,33 @@ def test_a_base_that_is_missing_is_named_with_the_config(tmp_path):
     (tmp_path / 'config.py').write_text("_base_ = 'none.py'")
     with pytest.raises(SystemExit, match=rf'{tmp_path}/config.py, or a config .* missing: .*{tmp_path}/none.py'):
         loaded(tmp_path / 'config.py')
+
+
+def test_a_config_that_is_no_program_is_named(tmp_path):
+    for text, message in (
+        ('model = dict(\n', r"SyntaxError: '\(' was never closed"),
+        ('x = 1\ny = z\n', rf"NameError: name 'z' is not defined \({tmp_path}/config.py, line 2\)"),
+    ):
+        (tmp_path / 'config.py').write_text(text)
+        with pytest.raises(SystemExit, match=rf'{tmp_path}/config.py, or a config .* cannot be read: {message}'):
+            loaded(tmp_path / 'config.py')
+
+
+def test_a_work_dir_that_cannot_be_is_refused(tmp_path):
+    (tmp_path / 'file').touch()
+    for folder in (tmp_path / 'file', tmp_path / 'file/run'):
+        with pytest.raises(SystemExit, match=rf'{folder} cannot be the work dir: {tmp_path}/file is no folder'):
+            loaded(CLASSIFIER, arguments=['--work-dir', folder])
+    assert loaded(CLASSIFIER, arguments=['--work-dir', tmp_path / 'a/b']) and not (tmp_path / 'a').exists()
+
+
+@pytest.mark.parametrize(
+    ('launcher', 'variable'), [('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID'), ('mpi', 'OMPI_COMM_WORLD_RANK')]
+)
+def test_a_launcher_that_has_started_nothing_is_refused(monkeypatch, launcher, variable):
+    monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(SystemExit, match=f'--launcher {launcher}: {variable} is not set.*tools/dist_train.sh'):
+        loaded(CLASSIFIER, arguments=['--launcher', launcher])
 
 
 def test_a_place_that_a_config_does_not_have(tmp_path):

@@ -483,6 +483,12 @@ def test_weights_of_another_model_are_not_begun_with(shapes, tmp_path):
 def test_wrong_calls_say_what_is_wrong(tmp_path):
     done = run_tool('tools/train.py', CONFIG, '--cfg-options', f'load_from={tmp_path}/none.pth')
     assert done.returncode == 1 and f'no checkpoint file {tmp_path}/none.pth' in done.stdout
+    # Weights in the work dir are no run to go on with.
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run/pretrained.pth').touch()
+    resume = ('--work-dir', tmp_path / 'run', '--resume', '--cfg-options', f'load_from={tmp_path}/none.pth')
+    done = run_tool('tools/train.py', CONFIG, *resume)
+    assert done.returncode == 1 and f'no checkpoint file {tmp_path}/none.pth' in done.stdout
     done = run_tool('tools/train.py', CONFIG, '--resume', tmp_path / 'none.pth')
     assert done.returncode == 1 and f'no checkpoint file {tmp_path}/none.pth' in done.stdout
     done = run_tool('tools/infer.py', tmp_path, CONFIG, 'none.pth', '--device', 'cuda:77')

@@ -66,8 +66,8 @@ class ExactResumeHook(Hook):
     no seed.
 
     A checkpoint of SafeCheckpointHook that was saved within an epoch is continued there: the first epoch is the rest
-    of that one, and its lines of the log count the batches of the rest. Where the number of batches has changed, by
-    another batch size or number of processes, that epoch begins again, with a warning.
+    of that one, and its lines of the log count the batches of the rest. Where the batches have changed, by another
+    batch size or number of processes, that epoch begins again, with a warning.
 
     In an IterBasedTrainLoop mmengine finds the place in the data, with ``InfiniteSampler`` and the default
     ``fast_forward_on_resume``.
@@ -77,7 +77,7 @@ class ExactResumeHook(Hook):
     priority = 'LOW'
 
     def __init__(self) -> None:
-        self.position: tuple[int, int] | None = None
+        self.position: tuple[int, int, int | None] | None = None  # batches done, of how many, of how many images
         self.sampler_seed = None
         self.batches = None
         self.first = 0
@@ -109,15 +109,16 @@ class ExactResumeHook(Hook):
         if isinstance(loop, IterBasedTrainLoop):
             self.first = _skipped(loop)
         elif self.position is not None:
-            done, length = self.position
-            if length == len(loop.dataloader):
+            done, *batches = self.position
+            length, size = batches
+            if batches == _number_and_size(loop.dataloader):
                 self.first, self.whole = done, loop.dataloader
                 loop.dataloader = _rest(self.whole, done)
                 print_log(f'Epoch {runner.epoch + 1} goes on after {done} of its {length} batches', 'current')
             else:
                 runner.logger.warning(
                     f'The run was interrupted after {done} of {length} batches of epoch {runner.epoch + 1}, which now '
-                    f'has {len(loop.dataloader)}: the epoch begins again'
+                    f'has {len(loop.dataloader)}, or batches of another size than {size}: the epoch begins again'
                 )
         if self.batches is not None:
             self.batches.begin(runner.epoch, self.first)
@@ -135,7 +136,7 @@ class ExactResumeHook(Hook):
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         seed_from(_STEP, runner.seed, runner.rank, runner.iter)
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
-            self.position = self.first + batch_idx + 1, len(self.whole or runner.train_dataloader)
+            self.position = self.first + batch_idx + 1, *_number_and_size(self.whole or runner.train_dataloader)
 
     def after_train_epoch(self, runner) -> None:
         self.position = None
@@ -155,6 +156,10 @@ def _rest(loader: DataLoader, done: int) -> DataLoader:
         multiprocessing_context=loader.multiprocessing_context,
         prefetch_factor=loader.prefetch_factor,
     )
+
+
+def _number_and_size(loader: DataLoader) -> list[int | None]:
+    return [len(loader), getattr(loader.batch_sampler, 'batch_size', None)]
 
 
 def _samplers(loader: DataLoader) -> list:

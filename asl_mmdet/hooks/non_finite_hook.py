@@ -1,5 +1,6 @@
 """Training stops at the first loss or gradient that is infinite or NaN, and keeps the batch that gave it."""
 
+import io
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from .probability_gap_hook import is_logging_step
+from .safe_checkpoint_hook import AtomicLocalBackend
 
 
 class NonFiniteError(FloatingPointError):
@@ -232,24 +234,28 @@ class NonFiniteHook(Hook):
         files = [
             Path(runner.work_dir) / 'non_finite' / f'iter_{fault.iteration}_rank_{fault.rank}.pth' for fault in faults
         ]
+        saved = f'The batch is saved in {", ".join(map(str, files))}, see NonFiniteHook'
         for fault, file in zip(faults, files):
             if fault.rank == runner.rank:
-                self._save(fault, file)
+                try:
+                    self._save(fault, file)
+                except OSError as error:
+                    saved = f'The batch could not be saved: {error.strerror}'
         scales = ', '.join(f'{scaler.get_scale():g}' for scaler in self._scalers)
         given_up = f', and the loss scaler has given up: scale {scales}, {self._row} in a row' if scales else ''
         paths = [path for fault in faults for path in fault.img_paths]
         raise NonFiniteError(
             f'Iteration {first} (epoch {faults[0].epoch}): the {what} {_list(names)} is not finite{given_up}. '
-            f'Images: {", ".join(paths) or "the batch names none"}. The batch is saved in '
-            f'{", ".join(map(str, files))}, see NonFiniteHook. allow_non_finite=True in the config of tools/train.py '
-            'goes on regardless'
+            f'Images: {", ".join(paths) or "the batch names none"}. {saved}. allow_non_finite=True in the config of '
+            'tools/train.py goes on regardless'
         )
 
     def _save(self, fault: _Fault, file: Path) -> None:
         state = {name: value.cpu() for name, value in self._model.state_dict().items() if torch.is_tensor(value)}
         whole = all(bool(parameter.isfinite().all()) for parameter in self._model.parameters())
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(dict(asdict(fault), data_batch=self._faulty_batch, state_dict=state if whole else None), file)
+        content = io.BytesIO()
+        torch.save(dict(asdict(fault), data_batch=self._faulty_batch, state_dict=state if whole else None), content)
+        AtomicLocalBackend().put(content.getvalue(), file)
 
 
 def _list(names: Mapping[str, None], at_most: int = 5) -> str:

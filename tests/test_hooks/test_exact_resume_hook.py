@@ -121,12 +121,15 @@ def test_an_epoch_based_run_resumes_within_an_epoch(whole, tmp_path, step, kind,
     assert_same(state(tmp_path / 'epoch_3.pth'), state(folder / 'epoch_3.pth'))
 
 
-def test_an_epoch_whose_batches_changed_begins_again(tmp_path, capfd):
+@pytest.mark.parametrize('size, other, batches', [(3, 2, 6), (4, 5, 3)])
+def test_an_epoch_whose_batches_changed_begins_again(tmp_path, capfd, size, other, batches):
     hook = dict(checkpoint=dict(type='SafeCheckpointHook', interval=1, by_epoch=False))
-    build_run(tmp_path, epochs=1, default_hooks=hook).train()
-    runner = build_run(
-        tmp_path, batch_size=2, epochs=1, resume=True, load_from=str(tmp_path / 'iter_3.pth'), param_scheduler=None
-    )
+    plain = dict(epochs=1, param_scheduler=None)
+    build_run(tmp_path, batch_size=size, default_hooks=hook, **plain).train()
+    runner = build_run(tmp_path, batch_size=other, resume=True, load_from=str(tmp_path / 'iter_2.pth'), **plain)
     runner.train()
-    assert len(runner.model.seen) == 6
-    assert 'after 3 of 4 batches of epoch 1, which now has 6: the epoch begins again' in capfd.readouterr().out
+    assert len(runner.model.seen) == batches
+    message = (
+        f'after 2 of {12 // size} batches of epoch 1, which now has {batches}, or batches of another size than {size}'
+    )
+    assert f'{message}: the epoch begins again' in capfd.readouterr().out

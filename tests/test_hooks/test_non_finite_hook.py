@@ -1,3 +1,4 @@
+import errno
 import functools
 import os
 import pickle
@@ -146,6 +147,17 @@ def test_a_gradient_of_a_finite_loss_is_named_by_its_parameter(tmp_path):
 def test_clipping_does_not_hide_where_it_came_from(tmp_path):
     runner = runner_of(tmp_path, [BAD_GRADIENT], optim_wrapper=dict(clip_grad=dict(max_norm=1.0)))
     assert 'the gradient of root is not finite' in stopped(runner)[0]
+
+
+def test_a_full_disk_does_not_hide_the_fault(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'fsync', full)
+    message, over = stopped(runner_of(tmp_path, [GOOD, BAD_LOSS]))
+    assert 'the loss loss_line is not finite' in message and over == 1
+    assert 'The batch could not be saved: No space left on device: ' in message
+    assert list((tmp_path / 'non_finite').iterdir()) == []
 
 
 def test_what_is_saved_gives_the_fault_again(tmp_path):
