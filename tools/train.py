@@ -70,14 +70,14 @@ def main() -> None:
             cfg.resume, cfg.load_from = True, None
     if cfg.get('load_from') and '://' not in cfg.load_from and not Path(cfg.load_from).expanduser().is_file():
         sys.exit(f'no checkpoint file {cfg.load_from}')
+    make_resumable(cfg)
+    stop_at_non_finite(cfg)
     if args.check:
         try:
             print('\n'.join(dry_run(cfg)), '\nfit to be trained', sep='')
         except DryRunError as error:
             sys.exit(f'{args.config} is not fit to be trained: {error}')
         return
-    make_resumable(cfg)
-    stop_at_non_finite(cfg)
     with exit_on_known_faults():
         runner = build_runner(cfg, 'train', 'val')
         check_start(cfg, runner.model)
