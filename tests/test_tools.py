@@ -612,6 +612,11 @@ def test_faults_in_an_annotation_file_of_a_detector(shapes, tmp_path, what):
         (dict(id='a'), r"annotations\[0\] has id 'a'. Where boxes are evaluated"),
         (dict(iscrowd=None), 'annotation 1 has no iscrowd, which pycocotools needs'),
         (dict(bbox=[0, 0, 'x', 1]), 'annotation 1 has bbox'),
+        (
+            dict(bbox=[3, 3, 0, 9]),
+            r'annotation 1 has bbox .3, 3, 0, 9., without area. .* take it out, or write iscrowd',
+        ),
+        (dict(bbox=[3, 3, 9, 0.0]), 'annotation 1 has bbox .3, 3, 9, 0.0., without area'),
     ],
 )
 def test_what_pycocotools_needs_of_the_ground_truth(shapes, tmp_path, change, message):
@@ -626,7 +631,7 @@ def test_what_pycocotools_needs_of_the_ground_truth(shapes, tmp_path, change, me
         loader.dataset.data_root = f'{folder}/'
         loader.dataset.ann_file = 'annotations/train.json'
         loader.dataset.data_prefix = dict(img='train/')
-    if 'bbox' not in change:
+    if 'x' not in change.get('bbox', []):
         guard_detection_data(cfg.train_dataloader, [], False)
     with pytest.raises(AnnotationError, match=message):
         guard_detection_data(cfg.val_dataloader, [], False)
@@ -634,6 +639,17 @@ def test_what_pycocotools_needs_of_the_ground_truth(shapes, tmp_path, change, me
     evaluators = [ConfigDict(type='CocoMetric', ann_file=f'{folder}/annotations/train.json')]
     with pytest.raises(AnnotationError, match=message):
         guard_detection_data(cfg.val_dataloader, evaluators, False)
+
+
+def test_a_crowd_without_area_is_ignored_by_pycocotools_as_others_are(shapes, tmp_path):
+    folder = spoilt_shapes(
+        shapes, tmp_path / 'data', lambda content, _: content['annotations'][0].update(bbox=[3, 3, 0, 9], iscrowd=1)
+    )
+    cfg = Config.fromfile(CONFIG)
+    cfg.val_dataloader.dataset.update(
+        data_root=f'{folder}/', ann_file='annotations/train.json', data_prefix=dict(img='train/')
+    )
+    guard_detection_data(cfg.val_dataloader, [], False)
 
 
 def test_an_evaluators_file_has_the_images_of_its_data_set(shapes, tmp_path):

@@ -183,6 +183,11 @@ def _check_entries(content, path, is_ground_truth):
                 f'{quoted(entry.get("iscrowd", 0))}, '
                 'not a finite number, and 0 or 1'
             )
+        if is_ground_truth and min(box[2:]) == 0 and not entry.get('iscrowd'):
+            raise AnnotationError(
+                f'{path}: annotation {quoted(own)} has bbox {quoted(box)}, without area. Where boxes are evaluated, '
+                'pycocotools counts it as missed, whatever is found: correct it, take it out, or write iscrowd 1'
+            )
 
 
 def _is_number(value) -> bool:
