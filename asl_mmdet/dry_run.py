@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader
 from .checkpoint import CheckpointError
 from .command_line import KNOWN_SETTINGS, build_runner, check_start
 from .datasets import AnnotationError, MultiLabelDataset
-from .datasets.detection import leaf_configs
+from .datasets.detection import NamedPipeline, leaf_configs
 from .datasets.index_cache import cache_file
 from .datasets.label_index import suggestion
 from .evaluation.multi_label_metric import NothingToMeasureError
@@ -91,6 +91,10 @@ def dry_run(cfg: Config) -> list[str]:
                 continue
             with _doing(f'building the {split} data'):
                 loops[split] = getattr(runner, f'{split}_loop')
+            if loops[split] is not None:
+                for part in leaf_datasets(loops[split].dataloader.dataset):
+                    if not isinstance(part, MultiLabelDataset):
+                        part.pipeline = NamedPipeline(part.pipeline.transforms)
         trained = _train(runner)
         evaluated = _Batches(runner)
         if loops['val'] is not None:

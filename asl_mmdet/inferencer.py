@@ -89,10 +89,10 @@ class MultiLabelInferencer(BaseInferencer):
             all_scores: add the probabilities of all classes to the dicts, by name.
 
         Returns:
-            ``predictions``: for each image that could be read, in order, a dict of ``image`` (path, or None for an
-            array) and ``labels``, the most probable first, each a dict of ``label``, ``index`` and ``score``.
-            ``visualization``: the pictures, or an empty list. ``skipped``: for each image that could not be read a dict
-            of ``image`` (path, or None) and ``reason``; each is logged as well.
+            ``predictions``: for each image that could be read and prepared, in order, a dict of ``image`` (path, or
+            None for an array) and ``labels``, the most probable first, each a dict of ``label``, ``index`` and ``score``.
+            ``visualization``: the pictures, or an empty list. ``skipped``: for each image that could not, a dict of
+            ``image`` (path, or None) and ``reason``; each is logged as well.
 
         Raises:
             FileNotFoundError: ``inputs`` is a single path and there is nothing.
@@ -143,7 +143,7 @@ class MultiLabelInferencer(BaseInferencer):
         for index in indices:
             image = inputs[index]
             try:
-                loaded = self.pipeline.transforms[0](image)
+                loaded = self.pipeline(image)
                 reason = 'nothing was read'
             except MemoryError:
                 raise
@@ -154,13 +154,11 @@ class MultiLabelInferencer(BaseInferencer):
                 path = image if isinstance(image, str) else None
                 skipped.append(dict(image=path, reason=reason))
                 print_log(
-                    f'{path or f"array no. {index}"} cannot be read and is left out: {reason}',
+                    f'{path or f"array no. {index}"} cannot be read or prepared and is left out: {reason}',
                     'current',
                     logging.WARNING,
                 )
                 continue
-            for transform in self.pipeline.transforms[1:]:
-                loaded = transform(loaded)
             loaded['data_samples'].set_metainfo(dict(input_index=index))
             batch.append(loaded)
         return self.collate_fn(batch) if batch else None

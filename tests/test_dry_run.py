@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 
 import cv2
+import numpy as np
 import pytest
 from mmdet.registry import HOOKS
 from mmengine.config import Config
@@ -325,6 +326,17 @@ def test_a_picture_that_cannot_be_read_is_named(shapes, tmp_path, workers):
     (data / 'val/000001.png').write_bytes(b'')
     cfg = config_on(data, tmp_path, **{'val_dataloader.num_workers': workers})
     with pytest.raises(DryRunError, match=r'^evaluating a batch: \S+/val/000001.png of .* cannot be read: the file is'):
+        dry_run(cfg)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_picture_that_a_detectors_pipeline_fails_on_is_named(shapes, tmp_path, workers):
+    data = tmp_path / 'data'
+    shutil.copytree(shapes, data)
+    cv2.imwrite(str(data / 'train/000001.png'), np.zeros((900, 3, 3), dtype=np.uint8))
+    cfg = config_on(data, tmp_path, DETECTOR, **{'train_dataloader.num_workers': workers})
+    cfg.train_dataloader.dataset.pipeline.insert(1, dict(type='Resize', scale=(64, 64), keep_ratio=True))
+    with pytest.raises(DryRunError, match=r"^training: \S+/train/000001.png cannot be prepared: .*function 'resize'$"):
         dry_run(cfg)
 
 

@@ -324,9 +324,11 @@ def test_a_file_that_differs_is_told(tool, pictures, tmp_path, monkeypatch):
     save(built(config_of(CONFIGS['fcos'])), tmp_path / 'checkpoint.pth')
     folder = shutil.copytree(pictures, tmp_path / 'pictures')
     (folder / 'broken.jpg').write_text('no picture')
+    cv2.imwrite(str(folder / 'narrow.png'), np.zeros((900, 3, 3), dtype=np.uint8))  # scaled to a width of 0
     common = (cfg, tmp_path / 'checkpoint.pth', '--out', tmp_path / 'a.onnx', '--check', folder)
     status, printed = tool('export_onnx.py', *common)
     assert status == 1 and 'boxes differ by at most 1' in printed, printed
+    assert 'narrow.png cannot be prepared: ' in printed
     assert 'broken.jpg cannot be read' in printed and '2 pictures, ' in printed, printed
 
 

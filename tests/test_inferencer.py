@@ -119,6 +119,18 @@ def test_unreadable_images_are_reported_and_left_out(inferencer, trained, tmp_pa
         assert sorted(path.name for path in (tmp_path / str(batch_size)).iterdir()) == ['00000005_a.png', 'a.png']
 
 
+def test_an_image_that_the_pipeline_fails_on_is_left_out(trained, tmp_path):
+    cfg = Config.fromfile(trained / 'config.py')
+    cfg.test_dataloader.dataset.pipeline[1].update(scale=(48, 32), keep_ratio=True)
+    cv2.imwrite(str(tmp_path / 'narrow.png'), np.zeros((900, 3, 3), dtype=np.uint8))
+    found = MultiLabelInferencer(cfg, trained / 'checkpoint.pth', 'cpu', show_progress=False)(
+        [tmp_path / 'narrow.png', trained / 'images/a.png']
+    )
+    assert [p['image'] for p in found['predictions']] == [str(trained / 'images/a.png')]
+    (skipped,) = found['skipped']
+    assert skipped['image'] == str(tmp_path / 'narrow.png') and "in function 'resize'" in skipped['reason']
+
+
 def test_pictures(inferencer, trained, tmp_path):
     images = [trained / 'images/a.png', np.full((40, 60, 3), 230, dtype=np.uint8)]
     found = inferencer(images, picture_dir=tmp_path, return_vis=True)
@@ -228,7 +240,11 @@ def test_tool_labels_a_folder(trained, infer, tmp_path):
         '0.6',
     )
     assert done.returncode == 0, done.stdout
-    assert '4 of 5 images' in done.stdout and '1 could not be read' in done.stdout and 'broken.jpg' in done.stdout
+    assert (
+        '4 of 5 images' in done.stdout
+        and '1 could not be read or prepared' in done.stdout
+        and 'broken.jpg' in done.stdout
+    )
     found = json.loads((tmp_path / 'out.json').read_text())
     assert names(found) == [{'blue'}, {'blue', 'red'}, set(), {'green'}] and len(found[0]['scores']) == 3
     assert sorted(path.name for path in (tmp_path / 'pictures').iterdir()) == ['a.png', 'b.png', 'c.png', 'd.png']
@@ -257,6 +273,7 @@ def test_tool_finds_objects(shapes, infer, tmp_path, monkeypatch):
         (images / file.name).write_bytes(file.read_bytes())
     (images / 'broken.jpg').write_text('no image')
     (images / 'empty.jpg').touch()
+    cv2.imwrite(str(images / 'narrow.png'), np.zeros((900, 3, 3), dtype=np.uint8))  # scaled to a width of 0
     common = (images, ROOT / 'configs' / name, tmp_path / 'detector.pth', '--score-thr', '0', '--batch-size', '2')
     status, printed = infer(
         *common,
@@ -268,9 +285,10 @@ def test_tool_finds_objects(shapes, infer, tmp_path, monkeypatch):
         'model.test_cfg.score_thr=0',
     )
     assert infer(*common, '--all-scores', '--out', tmp_path / 'out.json')[0] == 2
-    assert status == 0 and '3 of 5 images' in printed and 'broken.jpg cannot be read' in printed
+    assert status == 0 and '3 of 6 images' in printed and 'broken.jpg cannot be read' in printed
     assert 'Failed to add' not in printed
     assert 'empty.jpg cannot be read: the file is empty' in printed
+    assert re.search("narrow.png cannot be prepared: .* in function 'resize'\n", printed)
     found = json.loads((tmp_path / 'out.json').read_text())
     assert [result['image'] for result in found] == [str(images / file.name) for file in pictures]
     one = found[0]['objects'][0]

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from asl_mmdet.checkpoint import is_address
 from asl_mmdet.command_line import add_cfg_options, probability, read_config
 from asl_mmdet.datasets import AnnotationError, LoadNamedImage
+from asl_mmdet.datasets.detection import named_picture
 from asl_mmdet.detector_inferencer import DetectorInferencer
 from asl_mmdet.inferencer import MultiLabelInferencer, image_files, trained_model
 from asl_mmdet.models import ImageClassifier
@@ -58,13 +59,19 @@ def main() -> None:
         sys.exit(check(cfg, args, files, isinstance(model, ImageClassifier)))
 
 
-def finder(cfg: Config, checkpoint: str, score_thr: float | None, classifier: bool) -> Callable[[str], list[tuple]]:
-    """The checkpoint's own predictions for a picture, in the form of onnx_predict.py."""
+def finder(
+    cfg: Config, checkpoint: str, score_thr: float | None, classifier: bool
+) -> tuple[Callable[[str], dict], Callable[[str], list[tuple]]]:
+    """What prepares a picture, and the checkpoint's own predictions for it, in the form of onnx_predict.py."""
     if classifier:
         if score_thr is not None:
             cfg.model.head.thr = score_thr
         inferencer = MultiLabelInferencer(cfg, checkpoint, 'cpu', show_progress=False)
-        return lambda file: [(found['label'], found['score']) for found in inferencer(file)['predictions'][0]['labels']]
+
+        def find(file):
+            return [(found['label'], found['score']) for found in inferencer(file)['predictions'][0]['labels']]
+
+        return inferencer.pipeline, find
     inferencer = DetectorInferencer(cfg, checkpoint, 'cpu', show_progress=False)
     classes = inferencer.model.dataset_meta['classes']
 
@@ -73,7 +80,7 @@ def finder(cfg: Config, checkpoint: str, score_thr: float | None, classifier: bo
         objects = zip(found['labels'], found['scores'], found['bboxes'])
         return [(classes[i], score, *box) for i, score, box in objects if score >= score_thr]
 
-    return find
+    return inferencer.pipeline, find
 
 
 def pair(expected: list[tuple], found: list[tuple]) -> tuple[list[tuple], list[tuple]]:
@@ -96,12 +103,14 @@ def check(cfg: Config, args: argparse.Namespace, files: list[str], classifier: b
 
     session = onnxruntime.InferenceSession(args.out)
     score_thr = json.loads(session.get_modelmeta().custom_metadata_map['score_thr'])
-    find = finder(cfg, args.checkpoint, score_thr, classifier)
+    prepare, find = finder(cfg, args.checkpoint, score_thr, classifier)
     number, alone, box_gap, score_gap = 0, 0, 0, 0
     load, compared = LoadNamedImage(), 0
     for file in track(files, 'Checking'):
         try:
             load(dict(img_path=file))
+            with named_picture(file, 'cannot be prepared'):
+                prepare(file)
         except AnnotationError as error:
             print(error, file=sys.stderr)
             continue

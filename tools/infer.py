@@ -13,6 +13,7 @@ from mmengine.config import Config
 from asl_mmdet.checkpoint import is_address
 from asl_mmdet.command_line import add_cfg_options, positive, present_device, probability, read_config
 from asl_mmdet.datasets import AnnotationError, LoadNamedImage
+from asl_mmdet.datasets.detection import named_picture
 from asl_mmdet.detector_inferencer import DetectorInferencer
 from asl_mmdet.fast_inference import fast_inference
 from asl_mmdet.inferencer import OBJECT_SCORE_THR, MultiLabelInferencer, image_files
@@ -76,7 +77,7 @@ def main() -> None:
         sep='',
     )
     if skipped:
-        print(f'{len(skipped)} could not be read: {", ".join(skipped)}', file=sys.stderr)
+        print(f'{len(skipped)} could not be read or prepared: {", ".join(skipped)}', file=sys.stderr)
     if not results:
         parser.exit(1)
 
@@ -104,22 +105,23 @@ def detect(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[lis
     classes = inferencer.model.dataset_meta['classes']
     load, results, skipped = LoadNamedImage(), [], []
     for start in track(range(0, len(files), args.batch_size), 'Inference'):
-        batch = {}
+        batch, images, inputs = [], [], []
         for file in files[start : start + args.batch_size]:
             try:
-                batch[file] = load(dict(img_path=file))['img']
+                image = load(dict(img_path=file))['img']
+                with named_picture(file, 'cannot be prepared'):
+                    inputs.append(inferencer.pipeline(image))
+                batch.append(file)
+                images.append(image)
             except AnnotationError as error:
                 print(error, file=sys.stderr)
                 skipped.append(file)
         if not batch:
             continue
-        found = inferencer(
-            list(batch.values()),
-            batch_size=args.batch_size,
-            return_vis=args.show_dir is not None,
-            pred_score_thr=threshold,
-        )
-        for i, (file, prediction) in enumerate(zip(batch, found['predictions'])):
+        samples = inferencer.forward(inferencer.collate_fn(inputs))
+        drawn = inferencer.visualize(images, samples, return_vis=args.show_dir is not None, pred_score_thr=threshold)
+        predictions = inferencer.postprocess(samples, no_save_pred=True)['predictions']
+        for i, (file, prediction) in enumerate(zip(batch, predictions)):
             objects = zip(prediction['labels'], prediction['scores'], prediction['bboxes'])
             results.append(
                 dict(
@@ -133,7 +135,7 @@ def detect(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[lis
             )
             if args.show_dir:
                 # mmdet draws on arrays as they are, here in the order of OpenCV.
-                mmcv.imwrite(found['visualization'][i], str(args.show_dir / Path(file).name))
+                mmcv.imwrite(drawn[i], str(args.show_dir / Path(file).name))
     return results, skipped
 
 

@@ -1,5 +1,6 @@
 """Faults in the data of mmdet's detectors, found before the first step and told in one line."""
 
+import contextlib
 import math
 import os.path as osp
 from collections.abc import Iterator, Sequence
@@ -8,11 +9,37 @@ from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS, TRANSFORMS
 from mmengine.config import ConfigDict
+from mmengine.dataset import Compose
 from mmengine.fileio import list_from_file
 
 from .coco import coco_arrays, read_coco_json
 from .label_index import AnnotationError, normalize_names, quoted, suggestion
 from .multi_label import MultiLabelDataset, missing_files
+
+
+@contextlib.contextmanager
+def named_picture(path: str, fault: str) -> Iterator[None]:
+    """Errors within become an ``AnnotationError``, in one line with the picture's path, the fault and the reason."""
+    try:
+        yield
+    except (AnnotationError, MemoryError):
+        raise
+    except Exception as error:
+        empty = osp.isfile(path) and not osp.getsize(path)
+        reason = 'the file is empty' if empty else ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise AnnotationError(f'{path} {fault}: {reason}') from error
+
+
+class NamedPipeline(Compose):
+    """A data set's pipeline, with errors that name the picture.
+
+    Raises:
+        AnnotationError: a transform fails.
+    """
+
+    def __call__(self, data: dict) -> dict | None:
+        with named_picture(data.get('img_path') or 'a picture', 'cannot be prepared'):
+            return super().__call__(data)
 
 
 @TRANSFORMS.register_module()
@@ -24,15 +51,8 @@ class LoadNamedImage(LoadImageFromFile):
     """
 
     def transform(self, results: dict) -> dict | None:
-        try:
+        with named_picture(results['img_path'], 'cannot be read'):
             return super().transform(results)
-        except MemoryError:
-            raise
-        except Exception as error:
-            path = results['img_path']
-            empty = osp.isfile(path) and not osp.getsize(path)
-            reason = 'the file is empty' if empty else ' '.join(f'{type(error).__name__}: {error}'.split())
-            raise AnnotationError(f'{path} cannot be read: {reason}') from error
 
 
 def guard_detection_data(dataloader: ConfigDict, evaluators: Sequence[ConfigDict], allow_outside: bool) -> None:
