@@ -13,7 +13,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import mmdet.registry
@@ -468,11 +468,30 @@ def _suspicious_data(loops: dict, model: nn.Module, has_data_check: bool) -> lis
             {part.ann_file for part in leaf_datasets(loops[split].dataloader.dataset) if _is_of_detector(part)}
             for split in ('train', 'val')
         ]
-        suspicious += [f'train and val both read {path}' for path in sorted(set.intersection(*files))]
+        both = sorted(set.intersection(*files))
+        suspicious += [f'train and val both read {path}' for path in both] or _shared_pictures(loops)
     if not has_data_check and loops['val'] is not None:
         with _suspected(suspicious):
             check_no_overlap(loops['train'].dataloader.dataset, loops['val'].dataloader.dataset)
     return suspicious
+
+
+def _shared_pictures(loops: dict) -> list[str]:
+    real = cache(osp.realpath)
+    train, val = (
+        {osp.join(real(osp.dirname(path)), osp.basename(path)) for path in _pictures(loops[split].dataloader.dataset)}
+        for split in ('train', 'val')
+    )
+    both = sorted(train & val)
+    return [f'{len(both):,} of {len(val):,} images of val are also in train, such as {both[0]}'] if both else []
+
+
+def _pictures(dataset: BaseDataset) -> dict[str, tuple[int, int]]:
+    """Height and width by path, as the annotations of a detector have them."""
+    infos = (
+        part.get_data_info(i) for part in leaf_datasets(dataset) if _is_of_detector(part) for i in range(len(part))
+    )
+    return {info['img_path']: (info.get('height'), info.get('width')) for info in infos if 'img_path' in info}
 
 
 def _is_of_detector(dataset: BaseDataset) -> bool:

@@ -90,7 +90,7 @@ class MultiLabelInferencer(BaseInferencer):
 
         Returns:
             ``predictions``: for each image that could be read and prepared, in order, a dict of ``image`` (path, or
-            None for an array) and ``labels``, the most probable first, each a dict of ``label``, ``index`` and ``score``.
+            None for an array) and ``labels``, the most probable first: dicts of ``label``, ``index`` and ``score``.
             ``visualization``: the pictures, or an empty list. ``skipped``: for each image that could not, a dict of
             ``image`` (path, or None) and ``reason``; each is logged as well.
 

@@ -246,6 +246,20 @@ def test_what_is_suspicious_of_a_detector(shapes, tmp_path):
     assert f'train and val both read {shapes}/{same}' in lines
 
 
+def test_pictures_of_a_detector_in_both_splits_are_suspicious(shapes, tmp_path):
+    data = tmp_path / 'data'
+    shutil.copytree(shapes, data)
+    content = json.loads((data / 'annotations/train.json').read_text())
+    content['images'] = content['images'][2:5]
+    kept = {entry['id'] for entry in content['images']}
+    content['annotations'] = [entry for entry in content['annotations'] if entry['image_id'] in kept]
+    (data / 'annotations/val.json').write_text(json.dumps(content))
+    (data / 'link').symlink_to('train')
+    cfg = config_on(data, tmp_path, DETECTOR, **{'val_dataloader.dataset.data_prefix.img': 'link/'})
+    lines = [line for line in suspicions(dry_run(cfg)) if 'also in' in line]
+    assert lines == [f'3 of 3 images of val are also in train, such as {data.resolve()}/train/000003.png']
+
+
 def test_what_is_suspicious_in_data_and_work_dir(shapes, tmp_path):
     """A class of which there is nothing, the same images in both splits, and a run that was begun."""
     data = tmp_path / 'data'
