@@ -19,6 +19,7 @@ from pathlib import Path
 import mmdet.registry
 import numpy as np
 import torch
+from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS, VISUALIZERS
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
@@ -35,6 +36,7 @@ from torch.utils.data import DataLoader
 from .checkpoint import CheckpointError
 from .command_line import KNOWN_SETTINGS, build_runner, check_start
 from .datasets import AnnotationError, MultiLabelDataset
+from .datasets.coco import read_coco_json
 from .datasets.detection import NamedPipeline, leaf_configs
 from .datasets.index_cache import cache_file
 from .datasets.label_index import suggestion
@@ -357,6 +359,7 @@ def _describe_data(split: str, loader: DataLoader, seen: _Batches) -> list[str]:
         f'{_batch_size(loader) or "varying size"}, {loader.num_workers} workers'
         + (f'; {len(classes):,} classes' if classes else '')
     ]
+    lines += [f'{"":12}{one}' for part in leaf_datasets(loader.dataset) for one in _filtered(part)]
     lines += [f'{"":12}inputs {one}' for one in seen.inputs]
     if seen.labels is not None:
         per_image = [len(labels) for labels in seen.labels]
@@ -371,6 +374,18 @@ def _describe_data(split: str, loader: DataLoader, seen: _Batches) -> list[str]:
             f'{shown or "none"}'
         )
     return lines
+
+
+def _filtered(dataset: BaseDataset) -> list[str]:
+    """How many images mmdet leaves out of a data set in COCO's format."""
+    reads_coco = getattr(type(dataset), 'load_data_list', None) is CocoDataset.load_data_list
+    filters = reads_coco and not dataset.test_mode and dataset.filter_cfg and dataset._indices is None
+    if not filters or not osp.isfile(dataset.ann_file):
+        return []
+    total = len(read_coco_json(dataset.ann_file, ('images',))['images'])
+    left_out = total - len(dataset)
+    settings = ', '.join(f'{key}={value}' for key, value in dataset.filter_cfg.items())
+    return [f'{left_out:,} of {total:,} images left out by filter_cfg=dict({settings})'] if left_out else []
 
 
 def _describe_model(runner: Runner, trained: _Watch) -> list[str]:

@@ -147,6 +147,21 @@ def test_a_detector_is_reported(shapes, tmp_path):
     assert 'FCOS on cpu' in report and 'evaluation  a batch of 6 images gives' in report
 
 
+def test_images_that_a_detectors_filter_leaves_out_are_counted(shapes, tmp_path):
+    content = json.loads((shapes / 'annotations/train.json').read_text())
+    data = tmp_path / 'data'
+    shutil.copytree(shapes, data)
+    first = {entry['id'] for entry in content['images'][:4]}
+    content['annotations'] = [box for box in content['annotations'] if box['image_id'] not in first]
+    (data / 'annotations/train.json').write_text(json.dumps(content))
+    number = len(content['images'])
+    empty = number - len({box['image_id'] for box in content['annotations']})
+    cfg = config_on(data, tmp_path, DETECTOR)
+    cfg.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=True, min_size=32)
+    lines = [line.strip() for line in dry_run(cfg) if 'left out' in line]
+    assert lines == [f'{empty} of {number} images left out by filter_cfg=dict(filter_empty_gt=True, min_size=32)']
+
+
 def test_a_detector_whose_head_is_for_other_data_is_refused(shapes, tmp_path):
     cfg = config_on(shapes, tmp_path, DETECTOR, **{'model.bbox_head.num_classes': 80})
     with pytest.raises(
