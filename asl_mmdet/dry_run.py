@@ -536,11 +536,23 @@ def _suspicious_training(cfg: Config, runner: Runner, trained: _Watch) -> list[s
     if left_out:
         suspicious.append(f'the optimizer does not have {len(left_out)} trainable parameters: {_some(left_out)}')
     for name in sorted(trained.uncalled):
+        head = trained.model.get_submodule(name.rpartition('.')[0])
+        later = getattr(head, 'initial_epoch', 0)
         suspicious.append(
-            f'no step called {name}, an AsymmetricLoss: '
-            f'{type(trained.model.get_submodule(name.rpartition(".")[0])).__name__} has a loss of its own'
+            f'no step called {name}, an AsymmetricLoss: {type(head).__name__} '
+            + (
+                f'may call it later, after initial_epoch={later}, and then fail with targets that it does not take: '
+                'leave this head the loss of its own config'
+                if later
+                else 'has a loss of its own'
+            )
         )
     for name, module in trained.model.named_modules():
+        if isinstance(module, AsymmetricLoss) and name.rpartition('.')[2] == 'initial_loss_cls':
+            suspicious.append(
+                f'{name}: AsymmetricLoss takes logits, and TOODHead gives it probabilities: leave this head the losses '
+                'of its own config'
+            )
         if isinstance(module, AsymmetricLoss) and module.warned_of_clipping:
             suspicious.append(
                 f'{name}: all negatives of a batch have p <= clip={float(module.clip):g}, so that nothing is learnt of '

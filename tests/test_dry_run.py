@@ -12,6 +12,7 @@ import pytest
 from mmdet.registry import HOOKS
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.hub import get_config
 
 from asl_mmdet.dry_run import DryRunError, dry_run
 from tests.conftest import ROOT, run_tool
@@ -259,6 +260,21 @@ def test_what_is_suspicious_of_a_detector(shapes, tmp_path):
     lines = suspicions(dry_run(cfg))
     assert 'no step called bbox_head.loss_cls, an AsymmetricLoss: FreeAnchorRetinaHead has a loss of its own' in lines
     assert f'train and val both read {shapes}/{same}' in lines
+
+
+def test_both_losses_of_tood_are_suspicious(shapes, tmp_path):
+    """The one is called from the fifth epoch on, with pairs of labels and qualities; both get probabilities."""
+    cfg = config_on(shapes, tmp_path, DETECTOR)
+    fcos, cfg.model = cfg.model, get_config('mmdet::tood/tood_r50_fpn_1x_coco.py').model
+    for part in ('backbone', 'neck', 'data_preprocessor'):
+        cfg.model[part] = fcos[part]
+    head = cfg.model.bbox_head
+    head.update(num_classes=6, in_channels=64, feat_channels=64, stacked_convs=2)
+    head.loss_cls = head.initial_loss_cls = fcos.bbox_head.loss_cls
+    head.anchor_generator.strides = [8, 16, 32]
+    later, probabilities = [line for line in suspicions(dry_run(cfg)) if 'loss_cls' in line]
+    assert re.match('no step called bbox_head.loss_cls, .*: TOODHead may call it later, after initial_epoch=4,', later)
+    assert 'bbox_head.initial_loss_cls: AsymmetricLoss takes logits, and TOODHead gives it prob' in probabilities
 
 
 def test_pictures_of_a_detector_in_both_splits_are_suspicious(shapes, tmp_path):
