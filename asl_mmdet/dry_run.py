@@ -118,12 +118,14 @@ def dry_run(cfg: Config) -> list[str]:
             *_describe_evaluation(evaluated),
             *_describe_cost(loops, trained, evaluated),
         ]
+        pictures = {split: _pictures(loop.dataloader.dataset) for split, loop in loops.items() if loop is not None}
         suspicious = [
             *_suspicious_settings(cfg),
-            *_suspicious_data(loops, runner.model, has_data_check),
+            *_suspicious_data(loops, pictures, runner.model, has_data_check),
             *_suspicious_training(cfg, runner, trained),
             *_suspicious_metrics(watched, evaluated.metrics),
             *_suspicious_sizes(trained.model, seen),
+            *_wrong_sizes(pictures, seen),
         ]
         if any(path.suffix == '.pth' or path.name == 'last_checkpoint' for path in Path(work_dir).glob('*')):
             suspicious.append(f'{work_dir} holds checkpoints: training begins anew and replaces them; --resume goes on')
@@ -215,6 +217,7 @@ class _Batches:
         self.labels: list[list[int]] | None = None
         self.images = 0
         self.sizes: set[tuple[int, ...]] = set()  # (H, W) before they were padded to one
+        self.read: dict[str, tuple[int, int]] = {}  # (H, W) of each picture as loaded, by its path
         self.seconds = math.nan
         self.metrics: dict[str, float] = {}
         self._handle = model.data_preprocessor.register_forward_hook(self._see)
@@ -227,6 +230,9 @@ class _Batches:
         samples = list(_samples(output))
         self.images = len(samples)
         self.sizes = {tuple(sample.img_shape[:2]) for sample in samples if 'img_shape' in sample}
+        self.read = {
+            one.img_path: tuple(one.ori_shape[:2]) for one in samples if 'img_path' in one and 'ori_shape' in one
+        }
         labels = [_labels(sample) for sample in samples]
         if labels and all(one is not None for one in labels):
             self.labels = [one.tolist() for one in labels]
@@ -461,7 +467,7 @@ def _suspicious_settings(cfg: Config) -> list[str]:
     return suspicious
 
 
-def _suspicious_data(loops: dict, model: nn.Module, has_data_check: bool) -> list[str]:
+def _suspicious_data(loops: dict, pictures: dict, model: nn.Module, has_data_check: bool) -> list[str]:
     suspicious = []
     for split, loop in loops.items():
         if loop is None:
@@ -484,17 +490,17 @@ def _suspicious_data(loops: dict, model: nn.Module, has_data_check: bool) -> lis
             for split in ('train', 'val')
         ]
         both = sorted(set.intersection(*files))
-        suspicious += [f'train and val both read {path}' for path in both] or _shared_pictures(loops)
+        suspicious += [f'train and val both read {path}' for path in both] or _shared_pictures(pictures)
     if not has_data_check and loops['val'] is not None:
         with _suspected(suspicious):
             check_no_overlap(loops['train'].dataloader.dataset, loops['val'].dataloader.dataset)
     return suspicious
 
 
-def _shared_pictures(loops: dict) -> list[str]:
+def _shared_pictures(pictures: dict[str, dict]) -> list[str]:
     real = cache(osp.realpath)
     train, val = (
-        {osp.join(real(osp.dirname(path)), osp.basename(path)) for path in _pictures(loops[split].dataloader.dataset)}
+        {osp.join(real(osp.dirname(path)), osp.basename(path)) for path in pictures[split]}
         for split in ('train', 'val')
     )
     both = sorted(train & val)
@@ -610,6 +616,23 @@ def _suspicious_sizes(model: nn.Module, seen: dict[str, _Batches]) -> list[str]:
         for split, batch in seen.items()
         if isinstance(model, ImageClassifier) and len(batch.sizes) > 1
     ]
+
+
+def _wrong_sizes(pictures: dict[str, dict], seen: dict[str, _Batches]) -> list[str]:
+    suspicious = []
+    for split, listed in pictures.items():
+        read = seen[split].read
+        wrong = {
+            path: listed[path] for path, size in read.items() if listed.get(path) not in (None, (None, None), size)
+        }
+        if wrong:
+            path, (height, width) = next(iter(wrong.items()))
+            turned = ', the other way round, as EXIF data turn it' if read[path] == (width, height) else ''
+            suspicious.append(
+                f'{split}: {path} has {read[path][1]} x {read[path][0]} pixels{turned}, and width {width}, height '
+                f'{height} in the annotations, which boxes are cut off by ({len(wrong)} of {len(read)} images of a batch)'
+            )
+    return suspicious
 
 
 def _batch_size(loader: DataLoader) -> int | None:

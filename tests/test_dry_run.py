@@ -291,6 +291,21 @@ def test_pictures_of_a_detector_in_both_splits_are_suspicious(shapes, tmp_path):
     assert lines == [f'3 of 3 images of val are also in train, such as {data.resolve()}/train/000003.png']
 
 
+def test_sizes_in_the_annotations_of_a_detector_are_compared_with_the_pictures(shapes, tmp_path):
+    data = tmp_path / 'data'
+    shutil.copytree(shapes, data)
+    path = data / 'annotations/val.json'
+    content = json.loads(path.read_text())
+    height, width = cv2.imread(str(data / 'val/000001.png')).shape[:2]
+    content['images'][0].update(width=width - 5)
+    path.write_text(json.dumps(content))
+    lines = [line for line in suspicions(dry_run(config_on(data, tmp_path, DETECTOR))) if 'pixels' in line]
+    assert lines == [
+        f'val: {data}/val/000001.png has {width} x {height} pixels, and width {width - 5}, height {height} in the '
+        'annotations, which boxes are cut off by (1 of 6 images of a batch)'
+    ]
+
+
 def test_what_is_suspicious_in_data_and_work_dir(shapes, tmp_path):
     """A class of which there is nothing, the same images in both splits, and a run that was begun."""
     data = tmp_path / 'data'
