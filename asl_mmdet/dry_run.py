@@ -484,6 +484,12 @@ def _suspicious_data(loops: dict, pictures: dict, model: nn.Module, has_data_che
         if not has_data_check or split == 'test':
             with _suspected(suspicious):
                 check_num_classes(model, loop.dataloader.dataset)
+    parts = [one for one in leaf_datasets(loops['train'].dataloader.dataset) if isinstance(one, MultiLabelDataset)]
+    if parts and all(part.statistics()['positive_negative_ratio'] == math.inf for part in parts):
+        suspicious.append(
+            'train: no class of any image counts as negative, so that the model learns to find all of them everywhere: '
+            'list negatives, or let untagged classes count as such, with untagged_weight above 0'
+        )
     if loops['val'] is not None:
         files = [
             {part.ann_file for part in leaf_datasets(loops[split].dataloader.dataset) if _is_of_detector(part)}
@@ -630,7 +636,7 @@ def _wrong_sizes(pictures: dict[str, dict], seen: dict[str, _Batches]) -> list[s
             turned = ', the other way round, as EXIF data turn it' if read[path] == (width, height) else ''
             suspicious.append(
                 f'{split}: {path} has {read[path][1]} x {read[path][0]} pixels{turned}, and width {width}, height '
-                f'{height} in the annotations, which boxes are cut off by ({len(wrong)} of {len(read)} images of a batch)'
+                f'{height} in the annotations, which boxes are cut off by ({len(wrong)} of {len(read)} images)'
             )
     return suspicious
 

@@ -302,7 +302,7 @@ def test_sizes_in_the_annotations_of_a_detector_are_compared_with_the_pictures(s
     lines = [line for line in suspicions(dry_run(config_on(data, tmp_path, DETECTOR))) if 'pixels' in line]
     assert lines == [
         f'val: {data}/val/000001.png has {width} x {height} pixels, and width {width - 5}, height {height} in the '
-        'annotations, which boxes are cut off by (1 of 6 images of a batch)'
+        'annotations, which boxes are cut off by (1 of 6 images)'
     ]
 
 
@@ -326,6 +326,13 @@ def test_what_is_suspicious_in_data_and_work_dir(shapes, tmp_path):
     assert re.search('6 images of .*val.json .* are also in', overlap)
     assert begun.startswith(f'{tmp_path}/work holds checkpoints')
     assert [path.name for path in (tmp_path / 'work').iterdir()] == ['epoch_1.pth']
+
+
+def test_training_data_without_negatives_are_suspicious(shapes, tmp_path):
+    cfg = config_on(shapes, tmp_path)
+    cfg.train_dataloader.dataset.untagged_weight = 0.0
+    lines = suspicions(dry_run(cfg))
+    assert [line for line in lines if line.startswith('train: no class of any image counts as negative')], lines
 
 
 def test_images_of_several_sizes_are_suspicious_in_a_classifier(shapes, tmp_path):
