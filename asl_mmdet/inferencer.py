@@ -228,7 +228,7 @@ class _Batches:
 
 
 def image_files(path: str | Path) -> list[str]:
-    """The image files of a folder, by name, or the one file that ``path`` is.
+    """The image files of a folder, by name, or the one file that ``path`` is. Subfolders are named in the log.
 
     Raises:
         FileNotFoundError: there is nothing.
@@ -240,8 +240,17 @@ def image_files(path: str | Path) -> list[str]:
     if not path.is_dir():
         raise FileNotFoundError(f'there is no image or folder {path}')
     files = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES)
+    folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+    passed_over = (
+        f'{len(folders)} subfolders are passed over: {", ".join(folders[:5])}{" ..." if len(folders) > 5 else ""}'
+    )
     if not files:
-        raise ValueError(f'the folder {path} has no images ({", ".join(PICTURE_SUFFIXES)})')
+        raise ValueError(
+            f'the folder {path} has no images ({", ".join(PICTURE_SUFFIXES)})'
+            + (f'; {passed_over}. Give one of them' if folders else '')
+        )
+    if folders:
+        print_log(f'{path}: {passed_over}', 'current', logging.WARNING)
     return files
 
 

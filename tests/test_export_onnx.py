@@ -280,6 +280,11 @@ def test_a_file_alone_finds_what_infer_finds(kind, score_thr, tool, pictures, tm
     assert status == 0 and re.search(r'2 pictures, \d+ labels, 0 found by one of the two alone; boxes', printed), (
         printed
     )
+    if kind == 'classifier':
+        strict = ('--score-thr', 1, '--out', tmp_path / 'strict.onnx', '--check', pictures)
+        status, printed = tool('export_onnx.py', *common[:2], *strict)
+        assert status == 0 and '2 pictures, 0 labels' in printed
+        assert 'nothing was compared: no score reached 1.0 in any picture. Lower it with --score-thr' in printed
     status, printed = tool('infer.py', pictures, *common, '--out', tmp_path / 'out.json', '--device', 'cpu')
     assert status == 0, printed
     for result in json.loads((tmp_path / 'out.json').read_text()):

@@ -2,6 +2,7 @@ import csv
 import json
 import re
 import runpy
+import shutil
 import textwrap
 
 import cv2
@@ -12,7 +13,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from asl_mmdet.fast_inference import fast_inference
-from asl_mmdet.inferencer import MultiLabelInferencer
+from asl_mmdet.inferencer import MultiLabelInferencer, image_files
 from tests.conftest import ROOT, run_tool
 
 CLASSES = ('blue', 'green', 'red')
@@ -153,6 +154,18 @@ def test_nothing_to_label_is_named(inferencer, tmp_path):
         inferencer(tmp_path / 'nothing.jpg')
     with pytest.raises(ValueError, match='has no images'):
         inferencer(tmp_path)
+
+
+def test_subfolders_are_named(trained, tmp_path, monkeypatch):
+    logged = []
+    monkeypatch.setattr('asl_mmdet.inferencer.print_log', lambda message, *_: logged.append(message))
+    for name in ('a', 'b'):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match='has no images .*; 2 subfolders are passed over: a, b. Give one of them'):
+        image_files(tmp_path)
+    shutil.copy(trained / 'images/a.png', tmp_path)
+    assert image_files(tmp_path) == [str(tmp_path / 'a.png')]
+    assert logged == [f'{tmp_path}: 2 subfolders are passed over: a, b']
 
 
 def test_class_names_come_from_the_checkpoint_then_the_config(trained, tmp_path):

@@ -130,6 +130,11 @@ def check(cfg: Config, args: argparse.Namespace, files: list[str], classifier: b
         f'{compared} pictures, {number} labels, {alone} found by one of the two alone; '
         f'boxes differ by at most {box_gap:.2g} pixels, scores by {score_gap:.2g}'
     )
+    if compared and not number and not alone:
+        print(
+            f'nothing was compared: no score reached {score_thr} in any picture. Lower it with --score-thr, or give '
+            'other pictures'
+        )
     return int(not compared or alone > 0 or box_gap > BOX_TOLERANCE or score_gap > SCORE_TOLERANCE)
 
 
