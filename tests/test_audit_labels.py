@@ -192,6 +192,7 @@ def test_gamma_that_a_hook_adapted_counts(audit, audited, tmp_path):
     model = MultiLabelInferencer(CONFIG, path, 'cpu', show_progress=False).model
     gamma_neg, clip, _ = tool.loss_of(model, path)
     assert (gamma_neg.tolist(), clip) == ([1, 2, 3, 4, 5, 6], 0.05)
+    assert tool.in_words(gamma_neg) == 'one for each class, 1 to 6' and tool.in_words(4.0) == '4.0'
     assert tool.loss_of(model, audited['folder'] / 'epoch_10.pth') == (4.0, 0.05, False)
 
 

@@ -63,5 +63,7 @@ def test_missing_labels_and_imbalance(tmp_path):
     assert boxes('val', '--missing-labels', 0.3) == boxes('val')
     skewed = np.bincount([a['category_id'] for a in boxes('train', '--imbalance', 20)], minlength=7)[1:]
     assert skewed[0] / max(skewed[-1], 1) > 8
+    done = run_tool('tools/make_shapes.py', tmp_path / 'x', '--size', 4)
+    assert done.returncode == 2 and '--size: 4 is below 12: some of the shapes would be too small' in done.stdout
     done = run_tool('tools/make_shapes.py', tmp_path / 'x', '--missing-labels', 1.5)
     assert done.returncode == 2 and '--missing-labels: 1.5 does not lie in [0, 1)' in done.stdout

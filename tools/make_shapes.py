@@ -15,6 +15,8 @@ from rich.progress import track
 CLASSES = ('circle', 'ring', 'square', 'triangle', 'star', 'cross')
 SPLITS = ('train', 'val')
 MIN_VISIBLE = 0.4
+MIN_AREA = 12  # pixels
+MIN_SIZE = 12
 
 
 def outline(name: str) -> list[np.ndarray]:
@@ -87,7 +89,7 @@ def draw_image(rng: np.random.Generator, size: int, class_probs: np.ndarray) -> 
     annotations = []
     for index, (category, whole) in enumerate(drawn):
         rows, columns = np.nonzero(owner == index)
-        if len(rows) < max(MIN_VISIBLE * whole, 12):
+        if len(rows) < max(MIN_VISIBLE * whole, MIN_AREA):
             continue
         left, top = int(columns.min()), int(rows.min())
         bbox = [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top]
@@ -147,12 +149,19 @@ def ratio(text: str) -> float:
     return value
 
 
+def pixels(text: str) -> int:
+    value = int(text)
+    if value < MIN_SIZE:
+        raise argparse.ArgumentTypeError(f'{text} is below {MIN_SIZE}: some of the shapes would be too small for a box')
+    return value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('out', type=Path, help='folder to write into')
     parser.add_argument('--train', type=int, default=2400, help='training images')
     parser.add_argument('--val', type=int, default=150, help='validation images')
-    parser.add_argument('--size', type=int, default=128, help='width and height in pixels')
+    parser.add_argument('--size', type=pixels, default=128, help='width and height in pixels')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument(
         '--imbalance', type=ratio, default=1.0, help='how much commoner the first class is than the last'

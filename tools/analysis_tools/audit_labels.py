@@ -106,7 +106,7 @@ def audit(cfg: Config, args: argparse.Namespace) -> None:
     )
     notes = [
         f'Probabilities of {len(dataset):,} training images without augmentation, averaged over {averaged}.',
-        f'Loss of {args.config}: gamma_neg={gamma_neg}, clip={clip:g}.',
+        f'Loss of {args.config}: gamma_neg={in_words(gamma_neg)}, clip={clip:g}.',
         f'{beyond:,} of {np.count_nonzero(targets == 0):,} negatives lie beyond p*: suspected missing positives.'
         + (
             f' {len(missing) - beyond:,} of suspicion 0 follow, the most probable others.'
@@ -182,6 +182,14 @@ def loss_of(model: nn.Module, checkpoint: Path) -> tuple[float | np.ndarray, flo
         for name in ('gamma_neg', 'clip')
     )
     return gamma_neg if gamma_neg.ndim else gamma_neg.item(), clip.item(), loss.detach_focusing
+
+
+def in_words(gamma_neg: float | np.ndarray) -> str:
+    return (
+        str(gamma_neg)
+        if np.ndim(gamma_neg) == 0
+        else (f'one for each class, {gamma_neg.min():.3g} to {gamma_neg.max():.3g}')
+    )
 
 
 def training_set(cfg: Config) -> MultiLabelDataset:
