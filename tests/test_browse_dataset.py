@@ -111,6 +111,14 @@ def test_a_training_set_is_drawn(browse, shapes, tmp_path):
     assert sheet.shape[1] == 900 and sheet.std() > 20
 
 
+@pytest.mark.parametrize('number', [1, 2, 4, 8])
+def test_captions_of_three_lines_fit_on_a_sheet(tool, number):
+    caption = '000001.png\n128 x 128\ncircle, square'
+    sheet = tool.contact_sheet([(caption, np.full((128, 128, 3), 255, dtype=np.uint8))] * number, 4)
+    rows = np.flatnonzero((sheet < 128).any((1, 2)))
+    assert rows[0] > 1
+
+
 def test_augmentations_of_one_picture_differ_and_come_back_with_the_seed(browse, tmp_path):
     options = ('--index', 4, '--repeat', 6)
     for folder, seed in (('one', 0), ('again', 0), ('other', 1)):

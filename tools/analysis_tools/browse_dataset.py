@@ -184,7 +184,7 @@ def contact_sheet(pictures: Sequence[tuple[str, np.ndarray]], columns: int) -> n
     """(H, W, 3) uint8 RGB: pictures under their captions, row by row."""
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    figure = Figure(figsize=(3 * columns, 3.5 * rows), dpi=100, layout='constrained')
+    figure = Figure(figsize=(3 * columns, 3.8 * rows), dpi=100, layout='constrained')
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
