@@ -102,8 +102,9 @@ def test_a_batch_without_labels_shows_nothing_of_the_metrics_and_is_no_fault(sha
 
 
 def test_check_of_what_cannot_be_trained_ends_in_one_line(shapes, tmp_path):
-    options = ('default_hooks.checkpoint.intervall=3',)
-    done = run_tool('tools/train.py', CLASSIFIER, '--check', *classifier_on(shapes, *options))
+    options = [f'{split}_dataloader.dataset.data_root={shapes}/' for split in ('train', 'val', 'test')]
+    options.append('default_hooks.checkpoint.intervall=3')
+    done = run_tool('tools/train.py', CLASSIFIER, '--check', '--cfg-options', *options)
     assert done.returncode == 1 and 'Traceback' not in done.stdout
     assert 'intervall is no argument of SafeCheckpointHook' in done.stdout.strip().splitlines()[-1], done.stdout
     options = ('train_dataloader.dataset.data_root=nowhere/',)

@@ -1,6 +1,7 @@
 """Faults in the data of mmdet's detectors, found before the first step and told in one line."""
 
 import contextlib
+import logging
 import math
 import os.path as osp
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from mmdet.registry import DATASETS, TRANSFORMS
 from mmengine.config import ConfigDict
 from mmengine.dataset import Compose
 from mmengine.fileio import list_from_file
+from mmengine.logging import print_log
 
 from .coco import coco_arrays, read_coco_json
 from .label_index import AnnotationError, normalize_names, quoted, suggestion
@@ -180,7 +182,7 @@ def _check_entries(content, path, is_ground_truth):
         for key in ('width', 'height'):
             if not _is_number(entry.get(key)) or entry[key] < 1:
                 raise AnnotationError(f'{path}: images[{i}] has {key} {quoted(entry.get(key))}, not a number of pixels')
-    ids = set()
+    ids, flat = set(), []
     for i, entry in enumerate(content['annotations']):
         box, area, own = entry.get('bbox'), entry.get('area'), entry.get('id')
         if not isinstance(own, (int, str)) or own in ids:
@@ -203,11 +205,15 @@ def _check_entries(content, path, is_ground_truth):
                 f'{quoted(entry.get("iscrowd", 0))}, '
                 'not a finite number, and 0 or 1'
             )
-        if is_ground_truth and min(box[2:]) == 0 and not entry.get('iscrowd'):
-            raise AnnotationError(
-                f'{path}: annotation {quoted(own)} has bbox {quoted(box)}, without area. Where boxes are evaluated, '
-                'pycocotools counts it as missed, whatever is found: correct it, take it out, or write iscrowd 1'
-            )
+        if is_ground_truth and min(box[2:]) == 0 and not entry['iscrowd']:
+            flat.append(f'annotation {quoted(own)}, bbox {quoted(box)}')
+    if flat:
+        print_log(
+            f'{path}: {len(flat):,} boxes are without area, such as {flat[0]}. pycocotools counts them as missed, '
+            'whatever is found: correct them, take them out, or write iscrowd 1',
+            'current',
+            logging.WARNING,
+        )
 
 
 def _is_number(value) -> bool:
