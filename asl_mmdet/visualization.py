@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import mmcv
 import numpy as np
+from matplotlib.font_manager import fontManager
 from mmdet.registry import VISUALIZERS
 from mmengine.dist import master_only
 from mmengine.visualization import Visualizer
@@ -13,8 +14,40 @@ from .structures import MultiLabelDataSample
 CORRECT, WRONG, MISSED, UNJUDGED = 'lime', 'red', 'orange', 'white'
 
 
+# Of Linux, Windows and macOS; the first that is installed is taken.
+CJK_FONTS = (
+    'Noto Sans CJK SC',
+    'Noto Sans CJK JP',
+    'Source Han Sans SC',
+    'WenQuanYi Micro Hei',
+    'WenQuanYi Zen Hei',
+    'Droid Sans Fallback',
+    'Microsoft YaHei',
+    'SimHei',
+    'Yu Gothic',
+    'Malgun Gothic',
+    'PingFang SC',
+    'Hiragino Sans',
+    'Arial Unicode MS',
+)
+
+
+def font_families() -> list[str]:
+    """Of matplotlib, with a font of Chinese, Japanese and Korean for what the first lacks, where one is installed."""
+    installed = {font.name for font in fontManager.ttflist}
+    return ['sans-serif', *[name for name in CJK_FONTS if name in installed][:1]]
+
+
+class TextOfAnyScript:
+    """For visualizers of mmengine: texts in :func:`font_families`."""
+
+    def draw_texts(self, texts: str | list[str], *args, **kwargs) -> Visualizer:
+        number = 1 if isinstance(texts, str) else len(texts)
+        return super().draw_texts(texts, *args, **{'font_families': [font_families()] * number, **kwargs})
+
+
 @VISUALIZERS.register_module()
-class MultiLabelVisualizer(Visualizer):
+class MultiLabelVisualizer(TextOfAnyScript, Visualizer):
     """mmengine's visualizer with mmdet's ``add_datasample``, so that mmdet's visualization hook serves classifiers too.
 
     Args:

@@ -2,9 +2,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
 
 from asl_mmdet.structures import MultiLabelDataSample
-from asl_mmdet.visualization import CORRECT, MISSED, UNJUDGED, WRONG, MultiLabelVisualizer
+from asl_mmdet.visualization import CORRECT, MISSED, UNJUDGED, WRONG, MultiLabelVisualizer, font_families
 
 
 @pytest.fixture
@@ -48,6 +51,39 @@ def test_predictions_are_judged_by_ground_truth(visualizer, lines):
     ]
     heights = [y for _, _, (_, y) in lines]
     assert heights == sorted(set(heights))
+
+
+@pytest.fixture
+def cjk_font(tmp_path, monkeypatch):
+    """An installed font that has one Chinese sign, a square."""
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for corner in ((0, 700), (700, 700), (700, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder(['.notdef', 'cat'])
+    font.setupCharacterMap({ord('猫'): 'cat'})
+    font.setupGlyf({'.notdef': TTGlyphPen(None).glyph(), 'cat': pen.glyph()})
+    font.setupHorizontalMetrics({'.notdef': (800, 0), 'cat': (800, 0)})
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable(dict(familyName='Noto Sans CJK JP', styleName='Regular'))
+    font.setupOS2()
+    font.setupPost()
+    font.save(tmp_path / 'font.ttf')
+    monkeypatch.setattr(font_manager.fontManager, 'ttflist', [*font_manager.fontManager.ttflist])
+    font_manager.fontManager.addfont(tmp_path / 'font.ttf')
+
+
+def test_classes_in_chinese_are_drawn_by_an_installed_font(visualizer, cjk_font, recwarn):
+    visualizer.dataset_meta = dict(classes=('猫',))
+    visualizer.add_datasample('', IMAGE, sample(gt_label=[0]), draw_pred=False)
+    assert not [warning for warning in recwarn if 'missing from' in str(warning.message)]
+
+
+def test_without_such_a_font_the_default_is_taken(monkeypatch):
+    monkeypatch.setattr('asl_mmdet.visualization.CJK_FONTS', ('No Such Font',))
+    assert font_families() == ['sans-serif']
 
 
 @pytest.mark.parametrize('name', ['5_$', 'a$b^$', r'x$\frac$'])

@@ -29,10 +29,14 @@ from asl_mmdet.command_line import add_cfg_options, exit_on_known_faults, positi
 from asl_mmdet.datasets.detection import guard_detection_data
 from asl_mmdet.hooks.exact_resume_hook import seed_from
 from asl_mmdet.progress import track
-from asl_mmdet.visualization import MultiLabelVisualizer
+from asl_mmdet.visualization import MultiLabelVisualizer, TextOfAnyScript, font_families
 
 COLUMNS = 5
 SHEET_ROWS = 4
+
+
+class BoxVisualizer(TextOfAnyScript, DetLocalVisualizer):
+    pass
 
 
 def main() -> None:
@@ -135,7 +139,7 @@ def draw_labels(visualizers: dict, meta: dict, image: np.ndarray, sample: BaseDa
 
 def draw_boxes(visualizers: dict, meta: dict, image: np.ndarray, sample: DetDataSample) -> np.ndarray:
     """Regions that the loss ignores are dashed and white."""
-    visualizer = visualizers.setdefault('boxes', DetLocalVisualizer())
+    visualizer = visualizers.setdefault('boxes', BoxVisualizer())
     classes, palette = meta.get('classes') or (), meta.get('palette')
     fits = isinstance(palette, list) and len(palette) >= len(classes)
     visualizer.dataset_meta = dict(classes=classes or None, palette=palette if fits else None)
@@ -192,7 +196,7 @@ def contact_sheet(pictures: Sequence[tuple[str, np.ndarray]], columns: int) -> n
     for ax, (caption, picture) in zip(axes, pictures):
         ax.imshow(picture, interpolation='antialiased')
         # A name may hold a $, which is no formula.
-        ax.set_title(caption.replace('$', r'\$'), fontsize=8)
+        ax.set_title(caption.replace('$', r'\$'), fontsize=8, family=font_families())
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
