@@ -38,8 +38,8 @@ def font_families() -> list[str]:
     return ['sans-serif', *[name for name in CJK_FONTS if name in installed][:1]]
 
 
-class TextOfAnyScript:
-    """For visualizers of mmengine: texts in :func:`font_families`."""
+class TextOfAnyScript(Visualizer):
+    """mmengine's visualizer with texts in :func:`font_families`."""
 
     def draw_texts(self, texts: str | list[str], *args, **kwargs) -> Visualizer:
         number = 1 if isinstance(texts, str) else len(texts)
@@ -47,7 +47,7 @@ class TextOfAnyScript:
 
 
 @VISUALIZERS.register_module()
-class MultiLabelVisualizer(TextOfAnyScript, Visualizer):
+class MultiLabelVisualizer(TextOfAnyScript):
     """mmengine's visualizer with mmdet's ``add_datasample``, so that mmdet's visualization hook serves classifiers too.
 
     Args:
