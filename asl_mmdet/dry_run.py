@@ -37,13 +37,13 @@ from .checkpoint import CheckpointError
 from .command_line import KNOWN_SETTINGS, build_runner, check_start
 from .datasets import AnnotationError, MultiLabelDataset
 from .datasets.coco import read_coco_json
-from .datasets.detection import NamedPipeline, leaf_configs
+from .datasets.detection import leaf_configs
 from .datasets.index_cache import cache_file
 from .datasets.label_index import suggestion
 from .evaluation.multi_label_metric import NothingToMeasureError
 from .hooks import DataCheckHook, NonFiniteHook, RawAndEMAHook
-from .hooks.data_check_hook import check_no_overlap, check_num_classes, leaf_datasets
-from .hooks.non_finite_hook import image_paths
+from .hooks.data_check_hook import check_no_overlap, check_num_classes, leaf_datasets, name_pictures
+from .hooks.non_finite_hook import data_samples, image_paths
 from .models import AsymmetricLoss, ImageClassifier
 
 # Steps are timed behind the first, until there are so many or they have taken so many seconds.
@@ -94,9 +94,7 @@ def dry_run(cfg: Config) -> list[str]:
             with _doing(f'building the {split} data'):
                 loops[split] = getattr(runner, f'{split}_loop')
             if loops[split] is not None:
-                for part in leaf_datasets(loops[split].dataloader.dataset):
-                    if not isinstance(part, MultiLabelDataset):
-                        part.pipeline = NamedPipeline(part.pipeline.transforms)
+                name_pictures(loops[split].dataloader.dataset)
         trained = _train(runner)
         evaluated = _Batches(runner)
         if loops['val'] is not None:
@@ -227,7 +225,7 @@ class _Batches:
         for tensor in _tensors(output.get('inputs') if isinstance(output, dict) else output):
             kind = str(tensor.dtype).removeprefix('torch.')
             self.inputs.append(f'{tuple(tensor.shape)} {kind} in [{tensor.min():.3g}, {tensor.max():.3g}]')
-        samples = list(_samples(output))
+        samples = list(data_samples(output))
         self.images = len(samples)
         self.sizes = {tuple(sample.img_shape[:2]) for sample in samples if 'img_shape' in sample}
         self.read = {
@@ -244,14 +242,6 @@ def _tensors(value: object) -> Iterator[Tensor]:
     elif isinstance(value, (dict, list, tuple)):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _tensors(part)
-
-
-def _samples(value: object) -> Iterator[BaseDataElement]:
-    if isinstance(value, BaseDataElement):
-        yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _samples(part)
 
 
 def _labels(sample: BaseDataElement) -> Tensor | None:

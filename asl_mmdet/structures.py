@@ -113,7 +113,7 @@ def index_targets(
     for sample, label in zip(data_samples, labels):
         if len(label) != 1:
             raise ValueError(
-                f'gt_label of {_image(sample)} holds {len(label)} classes, but the loss is a softmax over '
+                f'gt_label of {image_of(sample)} holds {len(label)} classes, but the loss is a softmax over '
                 'classes of which each image has one; use AsymmetricLoss for multi-label data'
             )
     target = _concatenate('gt_label', labels)
@@ -126,17 +126,17 @@ def _check_samples(data_samples: Sequence[MultiLabelDataSample], num_classes: in
     for sample in data_samples:
         if sample.get('num_classes', num_classes) != num_classes:
             raise ValueError(
-                f'the data set of {_image(sample)} has {sample.num_classes} classes, but the head has '
+                f'the data set of {image_of(sample)} has {sample.num_classes} classes, but the head has '
                 f'num_classes={num_classes}; set model.head.num_classes={sample.num_classes}'
             )
         if all(sample.get(name) is None for name in GROUND_TRUTH):
             raise ValueError(
-                f'{_image(sample)} has no ground truth: none of {", ".join(GROUND_TRUTH)} is set. An '
+                f'{image_of(sample)} has no ground truth: none of {", ".join(GROUND_TRUTH)} is set. An '
                 'image without any positive class has an empty gt_label'
             )
         weight = sample.get('untagged_weight', 1.0)
         if not 0 <= weight <= 1:
-            raise ValueError(f'untagged_weight={weight} of {_image(sample)} must lie in [0, 1]')
+            raise ValueError(f'untagged_weight={weight} of {image_of(sample)} must lie in [0, 1]')
 
 
 def _concatenate(name: str, columns: list[Tensor]) -> Tensor:
@@ -158,7 +158,7 @@ def _check_range(
         first = int(wrong[0])
         sample, column = data_samples[int(rows[first])], columns[first].item()
         raise ValueError(
-            f'{name} of {_image(sample)} holds class {column}, but classes are numbered from 0 to {num_classes - 1}'
+            f'{name} of {image_of(sample)} holds class {column}, but classes are numbered from 0 to {num_classes - 1}'
         )
 
 
@@ -167,5 +167,6 @@ def _send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else tensor.to(device)
 
 
-def _image(sample: MultiLabelDataSample) -> str:
+def image_of(sample: MultiLabelDataSample | dict) -> str:
+    """What messages call it."""
     return sample.get('img_path') or 'a sample'

@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from terminaltables import AsciiTable
 from torch import Tensor
 
-from ..structures import GROUND_TRUTH
+from ..structures import GROUND_TRUTH, image_of
 from .multi_label import (
     SparseLabels,
     average_precision,
@@ -242,14 +242,14 @@ class MultiLabelMetric(BaseMetric):
             score = sample.get('pred_score')
             if score is None:
                 raise ValueError(
-                    f'{_image(sample)} has no pred_score: in predict mode the model has to write the '
+                    f'{image_of(sample)} has no pred_score: in predict mode the model has to write the '
                     'probabilities of all classes there'
                 )
             expected = expected or sample.get('num_classes', score.numel())
             for num_classes in (expected, sample.get('num_classes', expected)):
                 if score.shape != (num_classes,):
                     raise ValueError(
-                        f'pred_score of {_image(sample)} has the shape {tuple(score.shape)}, but its data '
+                        f'pred_score of {image_of(sample)} has the shape {tuple(score.shape)}, but its data '
                         f'set has {num_classes} classes; set model.head.num_classes={num_classes}'
                     )
         scores = torch.stack([sample['pred_score'].detach() for sample in data_samples]).to('cpu', torch.float32)
@@ -257,7 +257,7 @@ class MultiLabelMetric(BaseMetric):
         if not (scores.numpy().min() >= 0 and scores.numpy().max() <= 1.001):
             row, column = (~((scores >= 0) & (scores <= 1.001))).nonzero()[0].tolist()
             raise ValueError(
-                f'pred_score of {_image(data_samples[row])} holds {scores[row, column].item()} for class '
+                f'pred_score of {image_of(data_samples[row])} holds {scores[row, column].item()} for class '
                 f'{column}, but probabilities lie in [0, 1]; NaN tells of a diverged model, other values '
                 'of logits without a sigmoid'
             )
@@ -269,12 +269,12 @@ class MultiLabelMetric(BaseMetric):
         for sample in data_samples:
             if all(sample.get(name) is None for name in GROUND_TRUTH):
                 raise ValueError(
-                    f'{_image(sample)} has no ground truth: none of {", ".join(GROUND_TRUTH)} is set. An '
+                    f'{image_of(sample)} has no ground truth: none of {", ".join(GROUND_TRUTH)} is set. An '
                     'image without any positive class has an empty gt_label'
                 )
             if 'macro_F1' in self.items and (sample.get('gt_label') is None or len(sample['gt_label']) != 1):
                 raise ValueError(
-                    f'gt_label of {_image(sample)} has not exactly one class, as macro_F1 needs; take '
+                    f'gt_label of {image_of(sample)} has not exactly one class, as macro_F1 needs; take '
                     'macro_F1 out of items for multi-label data'
                 )
         labels, lengths = {}, {}
@@ -287,7 +287,7 @@ class MultiLabelMetric(BaseMetric):
                 index = next(i for i, classes in enumerate(listed) if not _are_classes(classes, num_classes))
                 sample = data_samples[lengths[name].nonzero()[0][index]]
                 raise ValueError(
-                    f'{name} of {_image(sample)} is {listed[index]}, but must list class indices from 0 to '
+                    f'{name} of {image_of(sample)} is {listed[index]}, but must list class indices from 0 to '
                     f'{num_classes - 1}'
                 )
             labels[name] = joined.to(torch.int32).numpy()
@@ -335,7 +335,3 @@ def _log_table(
         cells += [f'{column[i]:.3f}' for column in thresholds.values()]
         rows.append([name, str(int(positives[i])), *('-' if cell == 'nan' else cell for cell in cells)])
     print_log('\n' + AsciiTable(rows).table, logger='current')
-
-
-def _image(sample: dict) -> str:
-    return sample.get('img_path') or 'a sample'

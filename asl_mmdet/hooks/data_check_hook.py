@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from mmdet.datasets import BaseVideoDataset
 from mmdet.registry import HOOKS
-from mmengine.dataset import BaseDataset
+from mmengine.dataset import BaseDataset, Compose
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch import nn
 
 from ..datasets import AnnotationError, MultiLabelDataset
+from ..datasets.detection import NamedPipeline
 from ..evaluation import MultiLabelMetric
 
 
@@ -102,19 +103,23 @@ def check_measurable(evaluator: Evaluator, dataset: BaseDataset) -> None:
 @HOOKS.register_module()
 class DataCheckHook(Hook):
     """``check_num_classes`` and ``check_measurable`` of every data set that a run begins to use, and
-    ``check_no_overlap`` before training."""
+    ``check_no_overlap`` before training. From then on, where a detector's pipeline fails, the error names the picture.
+    """
 
     def before_train(self, runner) -> None:
+        name_pictures(runner.train_dataloader.dataset)
         check_num_classes(runner.model, runner.train_dataloader.dataset)
         if runner.val_loop is not None:
             check_measurable(runner.val_loop.evaluator, runner.val_dataloader.dataset)
             check_no_overlap(runner.train_dataloader.dataset, runner.val_dataloader.dataset)
 
     def before_val(self, runner) -> None:
+        name_pictures(runner.val_dataloader.dataset)
         check_num_classes(runner.model, runner.val_dataloader.dataset)
         check_measurable(runner.val_loop.evaluator, runner.val_dataloader.dataset)
 
     def before_test(self, runner) -> None:
+        name_pictures(runner.test_dataloader.dataset)
         check_num_classes(runner.model, runner.test_dataloader.dataset)
         check_measurable(runner.test_loop.evaluator, runner.test_dataloader.dataset)
 
@@ -128,6 +133,13 @@ def leaf_datasets(dataset) -> list[BaseDataset]:
         return []
     dataset.full_init()
     return [dataset]
+
+
+def name_pictures(dataset: BaseDataset) -> None:
+    """Makes the pipelines of data sets for detectors a ``NamedPipeline``."""
+    for part in leaf_datasets(dataset):
+        if not isinstance(part, MultiLabelDataset) and type(part.pipeline) is Compose:
+            part.pipeline = NamedPipeline(part.pipeline.transforms)
 
 
 def _multi_label(dataset) -> list[MultiLabelDataset]:

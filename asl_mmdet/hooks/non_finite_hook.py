@@ -47,14 +47,17 @@ class _Fault:
     img_paths: list[str]
 
 
-def image_paths(batch: object) -> Iterator[str]:
-    """Those of the data samples in a batch of any form."""
+def data_samples(batch: object) -> Iterator[BaseDataElement]:
+    """Those in a batch of any form."""
     if isinstance(batch, BaseDataElement):
-        if batch.get('img_path'):
-            yield batch.img_path
+        yield batch
     elif isinstance(batch, (Mapping, list, tuple)):
         for part in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from image_paths(part)
+            yield from data_samples(part)
+
+
+def image_paths(batch: object) -> list[str]:
+    return [sample.img_path for sample in data_samples(batch) if sample.get('img_path')]
 
 
 @HOOKS.register_module()
@@ -204,7 +207,7 @@ class NonFiniteHook(Hook):
                 losses, gradients = (
                     [name for kind, name in bad if kind == wanted] for wanted in ('losses', 'gradients')
                 )
-                paths = list(image_paths(one.batch))
+                paths = image_paths(one.batch)
                 self._fault = _Fault(one.number, one.epoch, runner.rank, runner.seed, losses, gradients, paths)
                 self._faulty_batch = one.batch
             self._row += 1

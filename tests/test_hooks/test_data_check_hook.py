@@ -1,6 +1,12 @@
 import os
+import shutil
+from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pytest
+from mmdet.registry import DATASETS, HOOKS
+from mmengine.config import Config
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.runner import Runner
 from torch import nn
@@ -8,6 +14,7 @@ from torch import nn
 from asl_mmdet.datasets import AnnotationError, CSVMultiLabelDataset
 from asl_mmdet.hooks import check_no_overlap, check_num_classes
 from asl_mmdet.models import ImageClassifier
+from tests.conftest import ROOT
 
 
 def table(folder, rows, name='table.csv', **kwargs):
@@ -170,3 +177,16 @@ def test_a_head_of_another_size_stops_a_run_before_its_first_step(runner, step):
     with pytest.raises(AnnotationError, match='csv has 2 classes .* model.head.num_classes=2'):
         getattr(run, step)()
     assert not seen
+
+
+def test_a_picture_that_a_detectors_pipeline_fails_on_is_named(shapes, tmp_path):
+    shutil.copytree(shapes, tmp_path / 'data')
+    cv2.imwrite(str(tmp_path / 'data/train/000001.png'), np.zeros((900, 3, 3), dtype=np.uint8))
+    config = Config.fromfile(ROOT / 'configs/fcos/fcos_tresnet-narrow_fpn_asl_shapes.py').train_dataloader.dataset
+    config.update(data_root=f'{tmp_path}/data/', filter_cfg=None)
+    config.pipeline.insert(1, dict(type='Resize', scale=(64, 64), keep_ratio=True))
+    dataset = RepeatDataset(DATASETS.build(config), 1)
+    training = SimpleNamespace(model=nn.Module(), train_dataloader=SimpleNamespace(dataset=dataset), val_loop=None)
+    HOOKS.build(dict(type='DataCheckHook')).before_train(training)
+    with pytest.raises(AnnotationError, match=r"/train/000001.png cannot be prepared: .*function 'resize'$"):
+        [dataset[i] for i in range(len(dataset))]
