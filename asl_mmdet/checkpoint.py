@@ -334,6 +334,12 @@ def damage(path: Path) -> str | None:
     return f'is damaged ({broken} has another checksum)' if broken else None
 
 
+def has_begun(work_dir: str | Path) -> bool:
+    """Whether a run has saved a checkpoint there; weights of other names are none."""
+    traces = ('last_checkpoint', 'epoch_*.pth', 'iter_*.pth')
+    return any(path for pattern in traces for path in Path(work_dir).glob(pattern))
+
+
 def newest_intact(work_dir: str | Path, out_dir: str | Path, patterns: Iterable[str]) -> str | None:
     """The checkpoint of the most iterations among the whole ones; a warning names what it is taken in place of.
 

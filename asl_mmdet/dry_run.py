@@ -33,7 +33,7 @@ from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .checkpoint import CheckpointError
+from .checkpoint import CheckpointError, has_begun
 from .command_line import KNOWN_SETTINGS, build_runner, check_start
 from .datasets import AnnotationError, MultiLabelDataset
 from .datasets.coco import read_coco_json
@@ -125,7 +125,7 @@ def dry_run(cfg: Config) -> list[str]:
             *_suspicious_sizes(trained.model, seen),
             *_wrong_sizes(pictures, seen),
         ]
-        if any(path.suffix == '.pth' or path.name == 'last_checkpoint' for path in Path(work_dir).glob('*')):
+        if has_begun(work_dir):
             suspicious.append(f'{work_dir} holds checkpoints: training begins anew and replaces them; --resume goes on')
         if not_started:
             lines.append(f'not started {", ".join(not_started)}: they would write elsewhere')

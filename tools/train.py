@@ -8,6 +8,7 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.device import get_device
 from mmengine.optim import AmpOptimWrapper
 
+from asl_mmdet.checkpoint import has_begun
 from asl_mmdet.command_line import (
     add_config_arguments,
     build_runner,
@@ -64,9 +65,7 @@ def main() -> None:
     if args.resume not in (None, 'auto'):
         cfg.resume, cfg.load_from = True, args.resume
     elif args.resume:
-        traces = ('last_checkpoint', 'epoch_*.pth', 'iter_*.pth')
-        begun = any(path for pattern in traces for path in Path(cfg.work_dir).glob(pattern))
-        if begun or not cfg.get('load_from'):
+        if has_begun(cfg.work_dir) or not cfg.get('load_from'):
             cfg.resume, cfg.load_from = True, None
     if cfg.get('load_from') and '://' not in cfg.load_from and not Path(cfg.load_from).expanduser().is_file():
         sys.exit(f'no checkpoint file {cfg.load_from}')

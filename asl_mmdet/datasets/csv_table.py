@@ -30,8 +30,12 @@ IMAGE_COLUMNS = (
 )
 LABEL_COLUMNS = ('label', 'labels', 'tag', 'tags', 'class', 'classes', 'category', 'categories')
 SEPARATORS = (';', '|', ',', '\t')
-MARKS = {'1': 1, '1.0': 1, 'true': 1, '0': 0, '0.0': 0, 'false': 0, '-1': -1, '-1.0': -1}
-LIST_OF_MARK = {1: 'gt_label', 0: 'gt_negative', -1: 'gt_unknown'}
+# The list of a data sample that each stands for.
+MARKS = {
+    **dict.fromkeys(('1', '1.0', 'true'), 'gt_label'),
+    **dict.fromkeys(('0', '0.0', 'false'), 'gt_negative'),
+    **dict.fromkeys(('-1', '-1.0'), 'gt_unknown'),
+}
 # How others write that nothing is known.
 UNKNOWN = ('nan', 'na', 'n/a', 'null', 'none', '?')
 WRITE_UNKNOWN = "-1 stands for unknown, and so does an empty cell with empty_cell='unknown'"
@@ -215,15 +219,12 @@ class CSVMultiLabelDataset(MultiLabelDataset):
     # --------------------------------------------------------------------------------------------- one column per class
 
     def _read_columns(self, header, image, columns):
-        marks = {**MARKS, **({} if self.empty_cell == 'error' else {'': 'empty'})}
-        # Of marks without a list nothing is kept: the class is untagged.
-        lists = dict(LIST_OF_MARK)
-        if self.untagged_weight == 1:
-            del lists[0]
-        if self.empty_cell == 'unknown':
-            lists['empty'] = lists[-1]
-        pairs = {name: (array('q'), array('i')) for name in lists.values()}
-        pairs_of_mark = {mark: pairs[name] for mark, name in lists.items()}
+        marks = dict(MARKS)
+        if self.empty_cell != 'error':
+            marks[''] = {'negative': 'untagged', 'unknown': 'gt_unknown'}[self.empty_cell]
+        # A class that no list has is untagged, and where that weighs 1, negative.
+        lists = ('gt_label', 'gt_unknown') if self.untagged_weight == 1 else ('gt_label', 'gt_negative', 'gt_unknown')
+        pairs = {name: (array('q'), array('i')) for name in lists}
         lines = array('q')
 
         def images():
@@ -236,8 +237,8 @@ class CSVMultiLabelDataset(MultiLabelDataset):
                     if mark is None:
                         place = f'line {line}, column {quoted(header[column])}'
                         self._refuse_mark(f'{place}: {quoted(cells[column])}', cells[column])
-                    if mark in pairs_of_mark:
-                        rows, labels = pairs_of_mark[mark]
+                    if mark in pairs:
+                        rows, labels = pairs[mark]
                         rows.append(row)
                         labels.append(label)
                 yield cells[image].strip() + self.image_suffix

@@ -125,7 +125,7 @@ class SafeCheckpointHook(CheckpointHook):
         interruption = runner.message_hub.runtime_info.get('interruption')
         if resumed and resumed == Path(self.out_dir, interruption or ''):
             self.interrupted = resumed
-        if is_main_process() and _validated(runner) != runner.iter:
+        if is_main_process() and not _validated(runner):
             Path(runner.work_dir, 'last_validation').unlink(missing_ok=True)
         if resumed:
             self.saved_iter = runner.iter
@@ -143,7 +143,7 @@ class SafeCheckpointHook(CheckpointHook):
         step, end = (loop.epoch, loop.max_epochs) if _has_epochs(loop) else (loop.iter, loop.max_iters)
         loop._decide_current_val_interval()
         due = step >= loop.val_begin and (step % loop.val_interval == 0 or step == end)
-        return due and _validated(runner) != runner.iter
+        return due and not _validated(runner)
 
     # -------------------------------------------------------------------------------------------------------- saving
 
@@ -313,10 +313,10 @@ def _exact_resume_hook(runner) -> ExactResumeHook | None:
     return next((hook for hook in runner.hooks if isinstance(hook, ExactResumeHook)), None)
 
 
-def _validated(runner) -> int | None:
-    """The iteration after which the last validation came to its end."""
+def _validated(runner) -> bool:
+    """Whether the last validation that came to its end was after this iteration."""
     marker = Path(runner.work_dir, 'last_validation')
-    return int(marker.read_text()) if marker.is_file() else None
+    return marker.is_file() and marker.read_text() == str(runner.iter)
 
 
 def _has_epochs(loop) -> bool:

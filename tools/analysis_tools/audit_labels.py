@@ -185,11 +185,9 @@ def loss_of(model: nn.Module, checkpoint: Path) -> tuple[float | np.ndarray, flo
 
 
 def in_words(gamma_neg: float | np.ndarray) -> str:
-    return (
-        str(gamma_neg)
-        if np.ndim(gamma_neg) == 0
-        else (f'one for each class, {gamma_neg.min():.3g} to {gamma_neg.max():.3g}')
-    )
+    if np.ndim(gamma_neg) == 0:
+        return str(gamma_neg)
+    return f'one for each class, {gamma_neg.min():.3g} to {gamma_neg.max():.3g}'
 
 
 def training_set(cfg: Config) -> MultiLabelDataset:
