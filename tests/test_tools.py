@@ -639,7 +639,7 @@ def test_what_pycocotools_needs_of_the_ground_truth(shapes, tmp_path, change, me
 
 @pytest.mark.parametrize('crowd', [0, 1])
 def test_a_box_without_area_is_told_where_pycocotools_counts_it_as_missed(shapes, tmp_path, monkeypatch, crowd):
-    """The annotations of COCO have two such boxes."""
+    """Not refused: one of thousands leaves an evaluation what it is."""
     said, flat = [], dict(bbox=[3, 3, 0, 9], iscrowd=crowd)
     monkeypatch.setattr('asl_mmdet.datasets.detection.print_log', lambda message, *_: said.append(message))
     folder = spoilt_shapes(shapes, tmp_path / 'data', lambda content, _: content['annotations'][0].update(flat))
