@@ -106,9 +106,13 @@ def load_all_weights(model: nn.Module, content: Mapping, path: str | Path) -> No
     parameters = {name for name, _ in model.named_parameters()}
     lost = [key for key in absent if key in parameters or key.endswith(('running_mean', 'running_var'))]
     if lost:
+        key = lost[0]
+        there = getattr(_by_name(content).get(key), 'shape', None)
         raise CheckpointError(
             f"'{path}' does not fit the model of the config: {len(lost)} tensors are missing or of another shape, "
-            f'{lost[0]} among them'
+            f'{key} among them: {tuple(model.state_dict()[key].shape)} in the model, '
+            f'{"missing" if there is None else tuple(there)} in the file. Take the config that stands beside the '
+            'checkpoint in its work dir'
         )
 
 
@@ -119,7 +123,7 @@ def fitting_weights(model: nn.Module, content: Mapping, path: str | Path) -> Ord
         CheckpointError: Nothing has name and shape of a tensor of the model; mmengine would only log that.
     """
     own = (model.module if is_model_wrapper(model) else model).state_dict()
-    held = OrderedDict((str(key).removeprefix('module.'), x) for key, x in content.get('state_dict', content).items())
+    held = _by_name(content)
     fitting = OrderedDict(
         (key, x) for key, x in held.items() if key not in own or own[key].shape == getattr(x, 'shape', None)
     )
@@ -130,6 +134,11 @@ def fitting_weights(model: nn.Module, content: Mapping, path: str | Path) -> Ord
             'tools/model_converters/tresnet.py --head makes a checkpoint of a whole classifier in the official layout'
         )
     return fitting
+
+
+def _by_name(content: Mapping) -> OrderedDict:
+    """What a checkpoint holds, without the prefix of a model on several GPUs."""
+    return OrderedDict((str(key).removeprefix('module.'), x) for key, x in content.get('state_dict', content).items())
 
 
 def check_classes(content: Mapping, classes: Sequence[str], path: str | Path) -> None:
