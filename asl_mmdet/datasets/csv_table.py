@@ -291,7 +291,7 @@ class CSVMultiLabelDataset(MultiLabelDataset):
                 yield cells[image].strip() + self.image_suffix
 
         names = self._encode(images(), lines)
-        form, classes, column_of_token = self._form(vocabulary, first_lines, separator)
+        form, classes, column_of_token = self._form(vocabulary, first_lines, separator, max(counts, default=0))
         between = f' separated by {separator!r}' if separator else ', one per image'
         origin = ' from the file in alphabetical order' if self._metainfo.get('classes') is None else ''
         self.log(
@@ -343,7 +343,7 @@ class CSVMultiLabelDataset(MultiLabelDataset):
             raise AnnotationError(f'{self.ann_file}, line {line}: {quoted(cell)} has an empty label')
         return [label for label in labels if label]
 
-    def _form(self, vocabulary, first_lines, separator):
+    def _form(self, vocabulary, first_lines, separator, longest):
         """``(form, classes, column_of_token)``, with other labels as classes behind the chosen ones."""
         classes, form = self._metainfo.get('classes'), self.label_form
         numbers = bool(vocabulary) and all(label.isdigit() and label.isascii() for label in vocabulary)
@@ -359,11 +359,12 @@ class CSVMultiLabelDataset(MultiLabelDataset):
                     f'labels are numbers such as {quoted(example)}, and so are the names in classes',
                     "label_form='names' or 'indices'",
                 )
-            if separator is None and set(vocabulary) <= {'0', '1'}:
+            # Three numbers in a cell would repeat one of the two classes.
+            if set(vocabulary) <= {'0', '1'} and (separator is None or longest > 2):
                 self._refuse(
-                    'the only label column holds 0 and 1',
-                    "label_form='columns' if it is a class of that "
-                    "name, label_form='indices' if it is the index of a class",
+                    'the only label column holds nothing but 0 and 1',
+                    "label_form='columns' if it is a class of that name, a column for each class if each cell marks "
+                    "all of them, label_form='indices' if these are indices of classes",
                 )
         marks = bool(vocabulary) and {label.lower() for label in vocabulary} <= MARKS.keys()
         if form is None and not numbers and separator is None and marks and not set(vocabulary) <= set(classes or ()):

@@ -143,6 +143,7 @@ def test_space_is_decided_by_the_classes(read):
         ('image,labels\na.jpg,3;5\n', None, r"such as '3'. Decide with metainfo=dict\(classes=.*label_form='names'"),
         ('image,labels\na.jpg,3;5\n', ['3', '4', '5', '6', '7', '8'], "label_form='names' or 'indices'"),
         ('image,labels\na.jpg,1\nb.jpg,0\n', ['cat', 'dog'], "label_form='columns' .*label_form='indices'"),
+        ('image,labels\na.jpg,0 1 0\nb.jpg,0 0 0\n', ['cat', 'dog', 'tree'], 'a column for each class if each cell'),
         ('image,dog\na.jpg,1\nb.jpg,-1\n', None, "the only label column holds '-1', '1'. .*label_form='columns' if"),
         ('image,dog\na.jpg,1.0\nb.jpg,0.0\n', ['dog'], "label_form='columns' if .*label_form='names'"),
         ('image,dog\na.jpg,True\nb.jpg,False\n', None, "label_form='columns' if .*label_form='names'"),
