@@ -270,6 +270,38 @@ def test_second_build_at_once_waits_and_takes_the_first_ones_wheel(tmp_path, cap
     assert wheels == [str(tmp_path / 'wheels' / KEY / 'a.whl')] * 2
 
 
+@pytest.mark.parametrize('standard', [17, 20])
+def test_ops_are_compiled_in_the_cxx_that_torch_asks_for(standard, monkeypatch, tmp_path):
+    """mmcv's setup.py says -std=c++17, behind what the environment says; pip stands for it here."""
+    headers = tmp_path / 'a torch/include/ATen'
+    headers.mkdir(parents=True)
+    (headers / 'ATen.h').write_text(f'#error C++{standard} or later compatible compiler is required to use ATen.\n')
+    monkeypatch.setattr(setup_env, 'ask', lambda python, code: str(tmp_path / 'a torch'))
+    monkeypatch.setenv('NVCC_APPEND_FLAGS', '-O3')
+    told = {}
+
+    def run(command, title, log, env=None, progress=None):
+        if env is None:
+            return
+        (tmp_path / 'a.cpp').write_text('long standard = __cplusplus;')
+        line = f'{env["CXX"]} -std=c++17 -E -P {tmp_path}/a.cpp'
+        told['c++'] = subprocess.check_output(line, shell=True, env=env, text=True).strip()
+        told['nvcc'] = env['NVCC_APPEND_FLAGS']
+        make_wheel(Path(command[command.index('--wheel-dir') + 1]) / 'a.whl')
+        return 0
+
+    monkeypatch.setattr(setup_env, 'run', run)
+    working = tmp_path / 'a cache'
+    setup_env.compile_mmcv(sys.executable, 'onedl-mmcv==2.3.6', [], None, str(working), 'log')
+    assert (
+        told
+        == {
+            17: {'c++': 'long standard = 201703L;', 'nvcc': '-O3'},
+            20: {'c++': 'long standard = 202002L;', 'nvcc': '-O3 -std=c++20'},
+        }[standard]
+    )
+
+
 # -- running things
 
 
@@ -280,6 +312,20 @@ def test_run_keeps_the_output_and_shows_its_end_on_failure(tmp_path, capsys):
     with pytest.raises(setup_env.SetupError) as failure:
         setup_env.run([sys.executable, '-c', 'print("no such thing"); raise SystemExit(3)'], 'a step', log)
     assert str(failure.value).endswith(f'no such thing\n\na step failed with exit code 3; above is the end of {log}')
+
+
+def test_run_shows_what_a_compiler_complained_of_first(tmp_path):
+    program = (
+        "[print('a.h:%d:%d: error: number' % (line, 2)) for line in range(5)]; "
+        "print('b.h:1:1: warning: none' + '\\nninja: stopped' * 40); raise SystemExit(1)"
+    )
+    log = str(tmp_path / 'log')
+    with pytest.raises(setup_env.SetupError) as failure:
+        setup_env.run([sys.executable, '-c', program], 'a step', log)
+    errors = ''.join(f'a.h:{line}:2: error: number\n' for line in range(3))
+    assert str(failure.value).endswith(
+        f'ninja: stopped\n\nthe first errors in it:\n{errors}\na step failed with exit code 1; above is the end of {log}'
+    )
 
 
 def test_run_gives_a_sign_of_life_with_progress(tmp_path, capsys):

@@ -33,6 +33,8 @@ LOCKED = {'onedl': ((3, 11), (3, 12))}
 SAME_IMPORTS = ('mmcv-full', 'mmcv-lite')
 # mmcv 2.1.0 is built with pkg_resources, which setuptools 82 no longer has.
 BUILD_TOOLS = ('setuptools==80.10.2', 'wheel', 'ninja', 'packaging')
+# What mmcv's setup.py asks its compilers for.
+MMCV_CXX_STANDARD = 17
 # The tests compare our TResNet with timm's. Without timm's dependencies: torchvision, one of them, has no CPU build for
 # this torch on PyPI, and its CUDA build does not import beside a CPU torch.
 TIMM = 'timm==1.0.31'
@@ -129,8 +131,11 @@ def run(command, title, log, env=None, progress=None, beat=30.0):
             process.stdin.close()
             process.wait()
     if code:
-        with open(log, errors='replace') as lines:
-            tail = ''.join(lines.readlines()[-30:])
+        with open(log, errors='replace') as text:
+            lines = text.readlines()
+        # What a compiler complains of stands far above the end.
+        errors = [line for line in lines if re.search(r':\d+: (fatal )?error: ', line)][:3]
+        tail = ''.join(lines[-30:] + ['\nthe first errors in it:\n'] * bool(errors) + errors)
         raise SetupError(f'{tail}\n{title} failed with exit code {code}; above is the end of {log}')
     return time.time() - start
 
@@ -377,6 +382,15 @@ def compile_mmcv(python, requirement, archs, cuda_home, working, log, locked=Fal
     env.setdefault('MAX_JOBS', str(compile_jobs()))
     if archs:
         env.update(CUDA_HOME=cuda_home, TORCH_CUDA_ARCH_LIST=';'.join(archs))
+    standard = cxx_standard(python)
+    if standard > MMCV_CXX_STANDARD:
+        # mmcv's own choice stands behind all that the environment could say, and the last one counts.
+        compiler = os.path.join(working, 'c++')
+        with open(compiler, 'w') as script:
+            script.write(f'#!/bin/sh\nexec {env["CXX"]} "$@" -std=c++{standard}\n')
+        os.chmod(compiler, 0o755)
+        of_nvcc = f'{os.environ.get("NVCC_APPEND_FLAGS", "")} -std=c++{standard}'.strip()
+        env.update(CXX=shlex.quote(compiler), NVCC_APPEND_FLAGS=of_nvcc)
     gpu = ', longer for a GPU' if archs else ''
     say(
         f"mmcv's ops must be compiled for this torch: 10 to 40 minutes on two cores{gpu}. It happens once, the wheel\n"
@@ -415,6 +429,13 @@ def compile_mmcv(python, requirement, archs, cuda_home, working, log, locked=Fal
     )
     say(f'  compiled in {minutes(seconds)}')
     return glob.glob(os.path.join(glob.escape(out), '*.whl'))[0]
+
+
+def cxx_standard(python):
+    """Of the C++ in the headers of the torch of `python`: 17 up to 2.13, 20 from 2.14 on."""
+    headers = os.path.join(ask(python, 'import torch; print(torch.__path__[0])'), 'include')
+    with open(os.path.join(headers, 'ATen', 'ATen.h')) as lines:
+        return int(re.search(r'C\+\+(\d+) or later', lines.read()).group(1))
 
 
 def compile_jobs():
