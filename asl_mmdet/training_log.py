@@ -25,7 +25,8 @@ def logged_lines(folder: Path) -> list[dict[str, float]]:
     logs = sorted(folder.glob('*/vis_data/scalars.json')) or list(folder.glob('vis_data/scalars.json'))
     lines = []
     for log in logs:
-        texts = log.read_text().splitlines()
+        # A crash of the machine may leave bytes that are no text: a line of them is named like any other.
+        texts = log.read_text(encoding='utf-8', errors='replace').splitlines()
         run = []
         for number, text in enumerate(texts, 1):
             try:

@@ -238,6 +238,8 @@ def test_training_curves(tmp_path):
     assert [one['y'] for one in found['charts'][2]['series']] == [[0.5], [None]]  # COCO's -1 is no value
     (tmp_path / '20260101_000000/vis_data/scalars.json').write_text('nonsense\n{}')
     assert "line 1: 'nonsense' is not a JSON object" in training_charts(tmp_path)['text']
+    (tmp_path / '20260101_000000/vis_data/scalars.json').write_bytes(b'\xbd\xff\n{}')
+    assert "line 1: '\ufffd\ufffd' is not a JSON object" in training_charts(tmp_path)['text']
 
 
 # --------------------------------------------------------------------------------------------------------- in a browser
