@@ -461,7 +461,12 @@ def load_weights(model: TResNet, weights: TResNetWeights, source: str | Path) ->
         problems = {'missing': missing, 'unexpected': unexpected, 'of another shape': misshapen}
         found = '; '.join(f'{len(keys)} {what}: {_some(keys)}' for what, keys in problems.items() if keys)
         wanted, given = _Structure.of_arch(model.arch), _Structure.of_state(weights.state)
-        if given != wanted:
+        if not all(given.layers):
+            remedy = (
+                f'The file holds the stages layers={given.layers[: given.layers.index(0)]} alone, as a backbone whose '
+                f'out_indices end there is saved: take a whole file of arch={model.arch!r}.'
+            )
+        elif given != wanted:
             remedy = f'The file holds arch={given.arch!r}: set arch so, or take a file of arch={model.arch!r}.'
         else:
             remedy = (

@@ -418,6 +418,14 @@ def test_file_of_another_width_is_refused(tmp_path):
     assert f'The file holds arch={dict(TINY, width=0.5, v2=False)!r}' in str(error.value)
 
 
+def test_file_of_a_backbone_that_ends_early_is_not_told_to_be_an_architecture(tmp_path):
+    torch.save(TResNet(TINY, out_indices=(2,)).state_dict(), tmp_path / 'own.pth')
+    with pytest.raises(ValueError, match='20 missing: layer4.0.') as error:
+        initialised(tmp_path / 'own.pth')
+    assert 'The file holds the stages layers=(1, 2, 1) alone' in str(error.value)
+    assert f'take a whole file of arch={TINY!r}' in str(error.value) and 'set arch' not in str(error.value)
+
+
 @pytest.mark.parametrize('name', ARCHITECTURES)
 def test_refusal_names_the_published_architecture_of_the_file(tmp_path, name):
     with torch.device('meta'):
@@ -656,6 +664,18 @@ def test_converter_writes_safetensors_and_takes_a_prefix(tmp_path, monkeypatch):
     written = load_file(dst)
     assert written.keys() == source.state_dict().keys()
     assert all(torch.equal(value, written[key]) for key, value in source.state_dict().items())
+
+
+def test_converter_makes_the_folder_it_writes_into(tmp_path, monkeypatch, capsys):
+    torch.save(tiny().state_dict(), tmp_path / 'own.pth')
+    for dst in ('a/b.pth', 'a/c/b.safetensors'):
+        monkeypatch.setattr(sys, 'argv', ['tresnet.py', str(tmp_path / 'own.pth'), str(tmp_path / dst)])
+        runpy.run_path(CONVERTER, run_name='__main__')
+        assert (tmp_path / dst).is_file()
+    monkeypatch.setattr(sys, 'argv', ['tresnet.py', str(tmp_path / 'own.pth'), str(tmp_path / 'own.pth/b.pth')])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(CONVERTER, run_name='__main__')
+    assert exit_.value.code == 1 and str(tmp_path / 'own.pth') in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('bottleneck', [None, 6])

@@ -39,7 +39,8 @@ def main() -> None:
         if args.head:
             state = {f'backbone.{key}': value for key, value in state.items()} | head_of(weights.left_out, args.src)
             meta |= dict(dataset_meta=dict(classes=weights.classes)) if weights.classes else {}
-    except ValueError as error:
+        args.dst.parent.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
         parser.exit(1, f'{error}\n')
 
     if args.dst.suffix == '.safetensors':
