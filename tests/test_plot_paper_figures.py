@@ -257,7 +257,10 @@ def test_errors_of_sweeps_name_the_place_and_the_way_out(fail, tmp_path):
     assert f'{path}, line 2: not 6 cells as in the header' in message(row[:-1])
     assert f'{path}, lines 2 and 3: both are name=a, seed=0; delete one' in message(row, row)
     text = message(row, ['b', 2, 0, 0.05, 0, 81])
-    assert f"{path}, lines 2 and 3: the settings 'a' and 'b' fall on the same place" in text and '--where' in text
+    assert (
+        f"{path}, lines 2 and 3: the settings 'a' and 'b' fall on the same place, 2.0; keep" in text
+        and '--where' in text
+    )
     assert f'{path}: no row has seed=7' in message(row, options=('--where', 'seed=7'))
     assert '--where seed: is not COLUMN=VALUE' in message(row, options=('--where', 'seed'))
     assert "no column 'sed'" in message(row, options=('--where', 'sed=7'))

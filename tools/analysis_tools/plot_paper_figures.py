@@ -288,7 +288,7 @@ class Sweep:
             if row['name'] != name:
                 raise InputError(
                     f'{self.path}, lines {first} and {line}: the settings {name!r} and {row["name"]!r} fall on the '
-                    f'same place {", ".join(map(str, where))}; keep one with --where COLUMN=VALUE'
+                    f'same place, {", ".join(filter(None, map(str, where)))}; keep one with --where COLUMN=VALUE'
                 )
             run = (row['name'], row['seed'])
             if run in runs:
