@@ -4,6 +4,7 @@ import csv
 import importlib
 import re
 import sys
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -73,6 +74,42 @@ def test_hidden_positives_are_those_of_the_file(tool, shapes, tmp_path):
     for i in range(len(complete)):
         gone = set(complete.get_data_info(i)['gt_label']) - set(left.get_data_info(i)['gt_label'])
         assert gone == set(hidden[i].nonzero()[0])
+
+
+def test_networks_of_other_settings_are_refused_before_anything_is_trained(tool, tmp_path):
+    init_default_scope('mmdet')
+
+    def check(cfg=None, **settings):
+        args = Namespace(
+            **{**dict(config=str(CONFIG), work_dir=tmp_path / 'out', hide=0.1, epochs=5, folds=3), **settings}
+        )
+        tool.check_settings(cfg or Config.fromfile(CONFIG), args)
+
+    for _ in range(2):
+        check()
+    for name, value in (('hide', 0.2), ('epochs', 4), ('folds', 2)):
+        with pytest.raises(tool.SweepError, match=f'other settings: --{name} was .* and is {value} now.*--work-dir'):
+            check(**{name: value})
+    cfg = Config.fromfile(CONFIG)
+    cfg.train_dataloader.batch_size = 7
+    with pytest.raises(tool.SweepError, match='train_dataloader.batch_size was 16, and is 7 now'):
+        check(cfg)
+    check(cfg, work_dir=tmp_path / 'other')
+
+
+def test_a_loss_has_a_p_star_by_default_or_is_refused(tool, tmp_path):
+    init_default_scope('mmdet')
+    args = Namespace(config='c.py', work_dir=tmp_path / 'out', hide=0.1, epochs=5, folds=3)
+    cfg = Config.fromfile(CONFIG)
+    cfg.model.head.loss = dict(type='AsymmetricLoss')
+    tool.check_settings(cfg, args)
+    for loss in (tool.CROSS_ENTROPY, dict(type='CrossEntropyLoss', use_sigmoid=True)):
+        cfg.model.head.loss = loss
+        with pytest.raises(ValueError, match=f'c.py: model.head.loss is {loss["type"]}.* no p\\*: give a config'):
+            tool.check_settings(cfg, args)
+    detector = Config.fromfile(ROOT / 'configs/fcos/fcos_tresnet-narrow_fpn_asl_shapes.py')
+    with pytest.raises(ValueError, match='c.py: FCOS is no ImageClassifier'):
+        tool.check_settings(detector, args)
 
 
 def write_cleanlab(folder):

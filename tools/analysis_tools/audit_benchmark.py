@@ -5,27 +5,33 @@ what is left CONFIG is trained with its own loss, with cross-entropy, and with c
 split, which gives each image probabilities that its labels had no part in. Then all negatives are ranked, and those
 that were hidden are to come first. cleanlab (pip install cleanlab) is wanted for confident learning.
 
-WORK_DIR/results.md compares them. What is finished is not trained again.
+WORK_DIR/results.md compares them. What is finished is not trained again; other settings want another WORK_DIR.
 """
 
 import argparse
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from audit_labels import last_epochs, predict, training_set
+from audit_labels import last_epochs, predict, require_classifier, training_set
 from benchmarking import table
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from sweep import SweepError, check_origin, flat, write_whole
+from torch import nn
 
 from asl_mmdet.command_line import add_cfg_options, build_runner, exit_on_known_faults, positive, read_config
 from asl_mmdet.datasets import MultiLabelDataset
 from asl_mmdet.datasets.corrections import HEADER
 from asl_mmdet.evaluation.multi_label import average_precision, rank_positives
+from asl_mmdet.gradient_analysis import mislabelled_point
 from asl_mmdet.inferencer import MultiLabelInferencer
 from asl_mmdet.label_audit import missing_positives
+from asl_mmdet.models import AsymmetricLoss
 
 CROSS_ENTROPY = dict(type='AsymmetricLoss', gamma_pos=0.0, gamma_neg=0.0, clip=0.0)
 FIRST = (50, 200, 1000)
@@ -51,11 +57,45 @@ def main() -> None:
         parser.error('confident learning wants cleanlab: pip install cleanlab')
     cfg = read_config(args.config, args.cfg_options)
     init_default_scope('mmdet')
+    try:
+        check_settings(cfg, args)
+    except (SweepError, ValueError, OSError) as error:
+        parser.exit(1, f'{error}\n')
     with exit_on_known_faults():
         measured = [measure(cfg, seed, args) for seed in args.seeds]
     text = report(measured)
     (args.work_dir / 'results.md').write_text(text, encoding='utf-8')
     print(text)
+
+
+def check_settings(cfg: Config, args: argparse.Namespace) -> None:
+    """Refuses what would show after hours of training, or not at all.
+
+    Raises:
+        ValueError: the config trains no classifier, or with a loss that has no p*.
+        SweepError: the networks in the work dir were trained with other settings, on labels that are hidden otherwise.
+    """
+    require_classifier(cfg, args.config)
+    loss = loss_of(cfg)
+    if (
+        not isinstance(loss, AsymmetricLoss)
+        or mislabelled_point(loss.gamma_neg, loss.clip, loss.detach_focusing) is None
+    ):
+        raise ValueError(
+            f'{args.config}: model.head.loss is {loss}, whose gradient has no p*: give a config with AsymmetricLoss, '
+            'gamma_neg=4, clip=0.05'
+        )
+    settings = {f'--{name}': getattr(args, name) for name in ('hide', 'epochs', 'folds')}
+    made_with = dict(base=str(Path(args.config).resolve()), overrides=settings, config=flat(cfg.to_dict()))
+    origin = json.loads(json.dumps(made_with, default=repr))
+    path = args.work_dir / 'settings.json'
+    if check_origin(path, origin) is None:
+        args.work_dir.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(origin, indent=2))
+
+
+def loss_of(cfg: Config) -> nn.Module:
+    return MODELS.build(cfg.model.head).loss_module
 
 
 def measure(cfg: Config, seed: int, args: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -84,7 +124,7 @@ def measure(cfg: Config, seed: int, args: argparse.Namespace) -> dict[str, dict[
         }
     )
     asl, targets = train_and_predict(cfg, folder / 'asl', args.epochs)
-    loss = cfg.model.head.loss
+    loss = loss_of(cfg)
     cfg.model.head.loss = CROSS_ENTROPY
     ce, _ = train_and_predict(cfg, folder / 'cross-entropy', args.epochs)
     out_of_sample = np.empty_like(ce)
@@ -97,12 +137,12 @@ def measure(cfg: Config, seed: int, args: argparse.Namespace) -> dict[str, dict[
         'ASL, last epoch': asl[-1],
         f'cross-entropy, mean of {args.epochs} epochs': ce.mean(0),
         'cross-entropy, last epoch': ce[-1],
-        'cross-entropy out of sample, mean': out_of_sample.mean(0),
-        'confident learning': confident_learning(out_of_sample.mean(0), targets),
+        f'cross-entropy out of sample, mean of {args.epochs} epochs': out_of_sample.mean(0),
+        'confident learning, out of sample': confident_learning(out_of_sample.mean(0), targets),
         'confident learning, in sample': confident_learning(ce.mean(0), targets),
     }
     figures = {name: recovery(scores, targets, hidden) for name, scores in rankings.items()}
-    suspects = missing_positives(asl, targets, loss.gamma_neg, loss.clip, loss.get('detach_focusing', False))
+    suspects = missing_positives(asl, targets, loss.gamma_neg, loss.clip, loss.detach_focusing)
     found = hidden[suspects.images, suspects.classes]
     figures['beyond p*'] = dict(
         hidden=int(hidden.sum()),
