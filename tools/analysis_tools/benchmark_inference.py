@@ -17,6 +17,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from asl_mmdet.command_line import read_config
 from asl_mmdet.fast_inference import fast_inference
 from asl_mmdet.models import ImageClassifier
 from asl_mmdet.onnx_export import export_onnx
@@ -76,10 +77,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     init_default_scope('mmdet')
     columns = {}
-    for path in args.configs:
+    configs = {Path(path).stem: read_config(path, {}) for path in args.configs}
+    for name, cfg in configs.items():
         torch.compiler.reset()
-        functions = contestants(Config.fromfile(path), args.batch_size, tuple(args.size), args.threads)
-        columns[Path(path).stem] = median_times(functions, args.rounds)
+        functions = contestants(cfg, args.batch_size, tuple(args.size), args.threads)
+        columns[name] = median_times(functions, args.rounds)
     size = ' x '.join(map(str, args.size))
     print(f'Batch {args.batch_size} of {size}, multiples of the speed of plain PyTorch; {args.threads} threads\n')
     rows = [[name, *(f'{times["PyTorch"] / times[name]:.2f}' for times in columns.values())] for name in functions]
