@@ -4,6 +4,7 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import wraps
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from ..structures import never_compiled
 from .probability_gap_hook import is_logging_step
 from .safe_checkpoint_hook import AtomicLocalBackend
 
@@ -162,6 +164,10 @@ class NonFiniteHook(Hook):
                 self._findings.append(([('losses', name)], finite.all(0, keepdim=True)))
 
     def _watched(self, runner, wrapper: OptimWrapper, step: Callable) -> Callable:
+        # Where mmengine compiles a step of training, the optimizer's is left as it is: torch.compile does not read the
+        # groups of parameters that paramwise_cfg makes. By its marks a schedule knows the step for the optimizer's own.
+        @never_compiled
+        @wraps(step)
         def watched(**kwargs) -> None:
             self._see_gradients(wrapper)
             if self._on_cpu:

@@ -9,7 +9,7 @@ import mmengine.optim.optimizer.amp_optimizer_wrapper as amp
 import pytest
 import torch
 from mmdet.structures import DetDataSample
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.registry import MODELS
@@ -80,7 +80,7 @@ class Steps(Hook):
 
 def runner_of(work_dir, items, hook=None, batch_size=1, logging=3, model=None, lr=0.0, checkpoint=None, **kwargs):
     kwargs.setdefault('train_cfg', dict(by_epoch=True, max_epochs=1))
-    optim_wrapper = dict(optimizer=dict(type='SGD', lr=lr), **kwargs.pop('optim_wrapper', {}))
+    optim_wrapper = ConfigDict(optimizer=dict(type='SGD', lr=lr), **kwargs.pop('optim_wrapper', {}))
     return Runner(
         model=model or Two(),
         work_dir=str(work_dir),
@@ -183,6 +183,24 @@ def test_finite_runs_are_left_alone(tmp_path):
         assert not (tmp_path / type(hook).__name__ / 'non_finite').exists()
         assert 'step' not in vars(runner.optim_wrapper) or runner.optim_wrapper.step.__name__ == 'step'
     assert ends[0] == ends[1] == ends[2] != (1.0, 1.0)
+
+
+def test_a_schedule_knows_the_watched_step(tmp_path, recwarn):
+    schedule = dict(type='LinearLR', start_factor=0.5, by_epoch=False)
+    runner_of(tmp_path, [GOOD] * 3, param_scheduler=schedule).train()
+    assert not [warning for warning in recwarn if 'optimizer.step()' in str(warning.message)]
+
+
+def test_a_compiled_step_of_training_is_watched(tmp_path):
+    ends = []
+    for compile in (False, dict(backend='eager')):
+        work_dir = tmp_path / str(bool(compile))
+        options = dict(optim_wrapper=dict(paramwise_cfg=dict(bias_lr_mult=2.0)), cfg=dict(compile=compile), lr=0.5)
+        runner = runner_of(work_dir, [GOOD, GOOD, BAD_LOSS], **options)
+        message, over = stopped(runner)
+        assert message.startswith('Iteration 3 (epoch 1): the loss loss_line') and over == 2
+        ends.append([parameter.tolist() for parameter in runner.model.parameters()])
+    assert ends[0] == ends[1]
 
 
 def test_gradients_that_add_up_are_watched_in_between(tmp_path):
