@@ -11,11 +11,15 @@ class ScalableOneCycleLR(OneCycleLR):
 
     ``OneCycleLR`` sets every group to ``eta_max`` and so undoes, without a word, what ``auto_scale_lr`` and ``lr_mult``
     ask for. All other options are those of ``OneCycleLR``: without ``total_steps`` the cycle is as long as training,
-    also where a resumed run was made longer or shorter.
+    also where a resumed run was made longer or shorter, or has more or fewer iterations an epoch, by another number of
+    processes or batch size.
 
     Raises:
         ValueError: ``eta_max`` is given, or a cycle that ends before training does.
     """
+
+    # Iterations of an epoch, where the config counts in epochs and the schedule in iterations.
+    epoch_length: int | None = None
 
     def __init__(self, optimizer, *args, **kwargs) -> None:
         if 'eta_max' in kwargs:
@@ -36,11 +40,26 @@ class ScalableOneCycleLR(OneCycleLR):
                 f'{length:,}: leave total_steps out, and the cycle is as long as training'
             )
 
+    @classmethod
+    def build_iter_from_epoch(cls, *args, epoch_length: int, **kwargs) -> 'ScalableOneCycleLR':
+        scheduler = super().build_iter_from_epoch(*args, epoch_length=epoch_length, **kwargs)
+        scheduler.epoch_length = epoch_length
+        return scheduler
+
     def state_dict(self) -> dict:
         # Restricted loading refuses functions, and this one is chosen by the constructor.
         return {name: value for name, value in super().state_dict().items() if name != 'anneal_func'}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Where the cycle stands; its length is the config's."""
-        length = ('total_steps', '_schedule_phases', 'begin', 'end')
+        """Where the cycle stands; its length is the config's.
+
+        An epoch that had another number of iterations begins again, and the cycle stands where it does.
+        """
+        length = ('total_steps', '_schedule_phases', 'begin', 'end', 'epoch_length')
         super().load_state_dict({name: value for name, value in state_dict.items() if name not in length})
+        before = state_dict.get('epoch_length')
+        if before and self.epoch_length not in (None, before):
+            for name in ('last_step', '_global_step'):
+                step = getattr(self, name)
+                if step > 0:  # or it has not begun
+                    setattr(self, name, step // before * self.epoch_length)

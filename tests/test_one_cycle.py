@@ -170,6 +170,29 @@ def test_a_checkpoint_of_it_loads_without_running_code():
     torch.testing.assert_close(trajectory([longer], optimizer, 32)[1:, 0, 0], expected[9:])
 
 
+@pytest.mark.parametrize('before, after', [(6, 3), (3, 6), (6, 4)])
+@pytest.mark.parametrize('begin', [0, 1, 3])
+@pytest.mark.parametrize('begun', [0, 2])
+def test_epochs_of_another_length_go_on_in_their_place(before, after, begin, begun):
+    epochs, done = 5, 2
+
+    def scheduler(epoch_length):
+        optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], 0.1)
+        cfg = dict(type='ScalableOneCycleLR', begin=begin, end=epochs, convert_to_iter_based=True)
+        return optimizer, PARAM_SCHEDULERS.build(dict(cfg, optimizer=optimizer, epoch_length=epoch_length))
+
+    optimizer, straight = scheduler(after)
+    expected = trajectory([straight], optimizer, epochs * after)[:, 0, 0]
+    optimizer, first = scheduler(before)
+    # Of an epoch that is begun, the next start makes all batches again.
+    trajectory([first], optimizer, done * before + begun)
+    optimizer, second = scheduler(after)
+    second.load_state_dict(first.state_dict())
+    rates = trajectory([second], optimizer, (epochs - done) * after)[:, 0, 0]
+    # The first is that of the optimizer's state.
+    torch.testing.assert_close(rates[1:], expected[done * after + 1 :])
+
+
 def test_a_maximum_of_its_own_is_refused():
     optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], 0.1)
     with pytest.raises(ValueError, match='eta_max=0.2 .* optim_wrapper.optimizer.lr'):
