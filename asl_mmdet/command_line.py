@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .checkpoint import CheckpointError, fitting_weights, load_all_weights
 from .datasets import AnnotationError
 from .datasets.detection import guard_detection_data
-from .datasets.label_index import quoted, suggestion
+from .datasets.label_index import message_of, quoted, suggestion
 from .evaluation.multi_label_metric import NothingToMeasureError
 from .hooks import DataCheckHook, ExactResumeHook, NonFiniteError, NonFiniteHook
 
@@ -271,25 +271,6 @@ def exit_on_known_faults() -> Iterator[None]:
             sys.excepthook = lambda *_: None
             atexit.register(_leave_process_group)
         raise
-    except (CheckpointError, NonFiniteError, NothingToMeasureError) as error:
-        print_log(str(error), 'current', logging.ERROR)
-        sys.exit(1)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        print_log(str(error), 'current', logging.ERROR)
-        sys.exit(1)
-    except ImportError as error:
-        # mmengine's backends say which package to install; other imports fail because of a defect.
-        if 'pip install' not in str(error):
-            raise
-        print_log(str(error), 'current', logging.ERROR)
-        sys.exit(1)
-    except AnnotationError as error:
-        # From a worker process it comes with the worker's traceback in front.
-        message = str(error).rpartition(f'{AnnotationError.__name__}: ')[2].strip()
-        print_log(message, 'current', logging.ERROR)
-        sys.exit(1)
     except RuntimeError as error:
         if 'gloo/transport' not in str(error):
             raise
@@ -304,6 +285,20 @@ def exit_on_known_faults() -> Iterator[None]:
         logging.shutdown()
         sys.stdout.flush()
         os._exit(1)
+    except Exception as error:
+        if not _is_known(error):
+            raise
+        print_log(message_of(error), 'current', logging.ERROR)
+        sys.exit(1)
+
+
+def _is_known(error: Exception) -> bool:
+    if isinstance(error, (AnnotationError, CheckpointError, NonFiniteError, NothingToMeasureError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    # mmengine's backends say which package to install; other imports fail because of a defect.
+    return isinstance(error, ImportError) and 'pip install' in str(error)
 
 
 def _leave_process_group() -> None:

@@ -39,7 +39,7 @@ from .datasets import AnnotationError, MultiLabelDataset
 from .datasets.coco import read_coco_json
 from .datasets.detection import leaf_configs
 from .datasets.index_cache import cache_file
-from .datasets.label_index import suggestion
+from .datasets.label_index import message_of, suggestion
 from .evaluation.multi_label_metric import NothingToMeasureError
 from .hooks import DataCheckHook, NonFiniteHook, RawAndEMAHook
 from .hooks.data_check_hook import check_no_overlap, check_num_classes, leaf_datasets, name_pictures
@@ -180,9 +180,7 @@ def _doing(what: str) -> Iterator[None]:
     except DryRunError:
         raise
     except (AnnotationError, CheckpointError) as error:
-        # From a worker process it comes with the worker's traceback in front.
-        message = str(error).rpartition(f'{AnnotationError.__name__}: ')[2].strip()
-        raise DryRunError(f'{what}: {message}') from error
+        raise DryRunError(f'{what}: {message_of(error)}') from error
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ['no message']
         # The last line of what a worker process sends is the error.

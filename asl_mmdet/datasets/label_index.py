@@ -29,6 +29,11 @@ class AnnotationError(ValueError):
     """The user's data do not fit together. The message is complete: file, line or class, value, and the way out."""
 
 
+def message_of(error: Exception) -> str:
+    """What an error says here that a worker process may have raised: torch puts the traceback of that in front."""
+    return str(error).rpartition(f'{AnnotationError.__name__}: ')[2].strip()
+
+
 def suggestion(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1) if len(known) < 10000 and len(name) < 100 else []
     return f' (did you mean {close[0]!r}?)' if close else ''
