@@ -5,7 +5,6 @@ import importlib.util
 import json
 import logging
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,7 @@ from mmengine.config import Config
 
 from asl_mmdet.checkpoint import is_address
 from asl_mmdet.command_line import add_cfg_options, probability, read_config
-from asl_mmdet.datasets import AnnotationError, LoadNamedImage
-from asl_mmdet.datasets.detection import named_picture
-from asl_mmdet.detector_inferencer import DetectorInferencer
-from asl_mmdet.inferencer import MultiLabelInferencer, image_files, trained_model
+from asl_mmdet.inferencer import image_files, trained_model
 from asl_mmdet.models import ImageClassifier
 from asl_mmdet.onnx_export import export_onnx
 from asl_mmdet.progress import track
@@ -59,30 +55,6 @@ def main() -> None:
         sys.exit(check(cfg, args, files, isinstance(model, ImageClassifier)))
 
 
-def finder(
-    cfg: Config, checkpoint: str, score_thr: float | None, classifier: bool
-) -> tuple[Callable[[str], dict], Callable[[str], list[tuple]]]:
-    """What prepares a picture, and the checkpoint's own predictions for it, in the form of onnx_predict.py."""
-    if classifier:
-        if score_thr is not None:
-            cfg.model.head.thr = score_thr
-        inferencer = MultiLabelInferencer(cfg, checkpoint, 'cpu', show_progress=False)
-
-        def find(file):
-            return [(found['label'], found['score']) for found in inferencer(file)['predictions'][0]['labels']]
-
-        return inferencer.pipeline, find
-    inferencer = DetectorInferencer(cfg, checkpoint, 'cpu', show_progress=False)
-    classes = inferencer.model.dataset_meta['classes']
-
-    def find(file):
-        found = inferencer(file)['predictions'][0]
-        objects = zip(found['labels'], found['scores'], found['bboxes'])
-        return [(classes[i], score, *box) for i, score, box in objects if score >= score_thr]
-
-    return inferencer.pipeline, find
-
-
 def pair(expected: list[tuple], found: list[tuple]) -> tuple[list[tuple], list[tuple]]:
     """Pairs of equal labels whose boxes are nearest, and what is left of both sides."""
     pairs, left, found = [], [], list(found)
@@ -97,26 +69,21 @@ def pair(expected: list[tuple], found: list[tuple]) -> tuple[list[tuple], list[t
 
 
 def check(cfg: Config, args: argparse.Namespace, files: list[str], classifier: bool) -> int:
-    """Compare what onnx_predict.py and the checkpoint find in every picture; the exit status."""
+    """Compare what onnx_predict.py and infer.py find in every picture that can be read; the exit status."""
     import onnxruntime
+    from infer import classify, detect
     from onnx_predict import predict
 
     session = onnxruntime.InferenceSession(args.out)
     score_thr = json.loads(session.get_modelmeta().custom_metadata_map['score_thr'])
-    prepare, find = finder(cfg, args.checkpoint, score_thr, classifier)
+    asked = dict(checkpoint=args.checkpoint, score_thr=score_thr, device='cpu', batch_size=1)
+    asked |= dict(fast=False, show_dir=None, all_scores=False)
+    results, _ = (classify if classifier else detect)(cfg, files, argparse.Namespace(**asked))
     number, alone, box_gap, score_gap = 0, 0, 0, 0
-    load, compared = LoadNamedImage(), 0
-    for file in track(files, 'Checking'):
-        try:
-            load(dict(img_path=file))
-            with named_picture(file, 'cannot be prepared'):
-                prepare(file)
-        except AnnotationError as error:
-            print(error, file=sys.stderr)
-            continue
-        compared += 1
-        expected, found = find(file), predict(session, file)
-        pairs, left = pair(expected, found)
+    for result in track(results, 'Checking'):
+        file, expected = result['image'], result['labels' if classifier else 'objects']
+        expected = [(one['label'], one['score'], *one.get('box', ())) for one in expected]
+        pairs, left = pair(expected, predict(session, file))
         number += len(expected)
         # One side may see a score just below the threshold.
         for name, score, *_ in left:
@@ -127,15 +94,15 @@ def check(cfg: Config, args: argparse.Namespace, files: list[str], classifier: b
             score_gap = max(score_gap, abs(score - other_score))
             box_gap = max([box_gap, *np.abs(np.subtract(box, other_box))])
     print(
-        f'{compared} pictures, {number} labels, {alone} found by one of the two alone; '
+        f'{len(results)} pictures, {number} labels, {alone} found by one of the two alone; '
         f'boxes differ by at most {box_gap:.2g} pixels, scores by {score_gap:.2g}'
     )
-    if compared and not number and not alone:
+    if results and not number and not alone:
         print(
             f'nothing was compared: no score reached {score_thr} in any picture. Lower it with --score-thr, or give '
             'other pictures'
         )
-    return int(not compared or alone > 0 or box_gap > BOX_TOLERANCE or score_gap > SCORE_TOLERANCE)
+    return int(not results or alone > 0 or box_gap > BOX_TOLERANCE or score_gap > SCORE_TOLERANCE)
 
 
 if __name__ == '__main__':

@@ -83,6 +83,7 @@ def main() -> None:
 
 
 def classify(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[list[dict], list[str]]:
+    """What is found in each picture, as it is written, and the files that could not be read or prepared."""
     if args.score_thr is not None:
         cfg.model.head.thr = args.score_thr
     inferencer = MultiLabelInferencer(cfg, args.checkpoint, args.device, show_progress=False)
@@ -98,6 +99,7 @@ def classify(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[l
 
 
 def detect(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[list[dict], list[str]]:
+    """As ``classify``."""
     threshold = OBJECT_SCORE_THR if args.score_thr is None else args.score_thr
     inferencer = DetectorInferencer(cfg, args.checkpoint, args.device, show_progress=False)
     if args.fast:
