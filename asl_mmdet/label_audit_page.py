@@ -1,7 +1,8 @@
 """The page on which suspected labels are looked at and decided: one file that opens from disk, without network."""
 
-import json
 from collections.abc import Sequence
+
+from .report.page import embedded_json
 
 DECISIONS = {
     # Label in the file: what ticking says, and the decision that it becomes.
@@ -27,9 +28,7 @@ def audit_page(
     data = dict(
         title=title, notes=notes, suspects=suspects, thumbnails=thumbnails, earlier=earlier, decisions=DECISIONS
     )
-    # Nothing that a file name holds can end the script element.
-    text = json.dumps(data, ensure_ascii=False).replace('<', '\\u003c')
-    return _PAGE.replace('DATA', text, 1)
+    return _PAGE.replace('DATA', embedded_json(data), 1)
 
 
 _PAGE = """<!DOCTYPE html>

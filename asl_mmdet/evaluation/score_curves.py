@@ -84,7 +84,7 @@ def score_curves(classes: Iterable[ClassScores], num_classes: int, right: np.nda
         right: scores of the right candidates of all classes, in any order: the overall curve has its points at some.
     """
     thresholds, points = (FINE, POINTS) if num_classes <= MAX_FINE_CLASSES else (COARSE, FEW_POINTS)
-    overall_thresholds = np.unique(np.sort(right)[_evenly(len(right), 2 * POINTS)])[::-1]
+    overall_thresholds = np.unique(np.sort(right)[evenly_spread(len(right), 2 * POINTS)])[::-1]
     counts = np.zeros((num_classes, 2, len(thresholds)), dtype=np.int64)
     overall_counts = np.zeros((2, len(overall_thresholds)), dtype=np.int64)
     positives = np.zeros(num_classes, dtype=np.int64)
@@ -108,7 +108,7 @@ def score_curves(classes: Iterable[ClassScores], num_classes: int, right: np.nda
         if len(falling):
             f1 = 2 * true_positives / (predicted + one.positives)
             best_f1[i], best_threshold[i] = f1.max(), falling[f1.argmax()]
-        kept = _evenly(len(falling), points)
+        kept = evenly_spread(len(falling), points)
         curves.append(PrecisionRecall(true_positives[kept] / max(one.positives, 1), precision[kept], falling[kept]))
     true_positives, predicted = overall_counts
     sums = np.concatenate([sums, sums.sum(0, keepdims=True)])
@@ -146,6 +146,6 @@ def _histogram(scores: np.ndarray) -> np.ndarray:
     return np.diff(inner, prepend=0, append=len(scores))
 
 
-def _evenly(length: int, number: int) -> np.ndarray:
+def evenly_spread(length: int, number: int) -> np.ndarray:
     """Up to so many indices, the first and the last among them."""
     return np.unique(np.linspace(0, length - 1, min(length, number)).astype(np.int64))

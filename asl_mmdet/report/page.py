@@ -14,7 +14,14 @@ import mmcv
 import numpy as np
 from mmengine.fileio import get
 
-from ..evaluation.score_curves import BIN_EDGES, FEW_POINTS, MAX_FINE_CLASSES, POINTS, PrecisionRecall
+from ..evaluation.score_curves import (
+    BIN_EDGES,
+    FEW_POINTS,
+    MAX_FINE_CLASSES,
+    POINTS,
+    PrecisionRecall,
+    evenly_spread,
+)
 from ..training_log import TrainingLogError, is_training, logged_lines
 from ..version import __version__
 from .evaluation import Evaluation, Picture
@@ -137,7 +144,7 @@ def _is_of_one_class(name: str) -> bool:
 
 
 def _thinned(points: list[tuple[float, float | None]]) -> dict[str, list]:
-    kept = np.unique(np.linspace(0, len(points) - 1, min(len(points), MAX_STEPS)).astype(int))
+    kept = evenly_spread(len(points), MAX_STEPS)
     return dict(x=[points[i][0] for i in kept], y=[points[i][1] for i in kept])
 
 
@@ -245,7 +252,7 @@ def _picture(picture: Picture) -> dict:
     shown = dict(
         name=Path(picture.path).name or '(no file name)',
         brier=_number(picture.brier, 4),
-        source=_thumbnail(picture.path),
+        source=thumbnail(picture.path, THUMBNAIL),
         width=width,
         height=height,
     )
@@ -257,11 +264,11 @@ def _picture(picture: Picture) -> dict:
     return shown
 
 
-def _thumbnail(path: str) -> str | None:
-    """A data URL, None where the file cannot be read."""
+def thumbnail(path: str, side: int) -> str | None:
+    """A picture of so many pixels at most as a data URL, None where the file cannot be read."""
     try:
         image = mmcv.imfrombytes(get(path))
-        image = mmcv.imrescale(image, (THUMBNAIL, THUMBNAIL)) if max(image.shape[:2]) > THUMBNAIL else image
+        image = mmcv.imrescale(image, (side, side), interpolation='area') if max(image.shape[:2]) > side else image
         written, jpeg = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     except (OSError, ValueError, AttributeError, cv2.error):
         return None

@@ -10,15 +10,12 @@ corrections.csv, which every multi-label data set takes as corrections='correcti
 """
 
 import argparse
-import base64
 import csv
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
-import mmcv
 import numpy as np
 import torch
 from mmdet.registry import DATASETS, MODELS
@@ -36,6 +33,7 @@ from asl_mmdet.label_audit import Suspects, doubtful_positives, missing_positive
 from asl_mmdet.label_audit_page import audit_page
 from asl_mmdet.models import AsymmetricLoss, ImageClassifier
 from asl_mmdet.progress import track
+from asl_mmdet.report.page import thumbnail
 from asl_mmdet.structures import dense_targets
 
 THUMBNAIL = 160  # pixels, the longer side
@@ -127,7 +125,7 @@ def audit(cfg: Config, args: argparse.Namespace) -> None:
             f'{len(rows) - len(shown):,} are left out here and stand in audit.csv.'
         )
     thumbnails = {
-        image: thumbnail(Path(dataset.image_folder, image))
+        image: thumbnail(str(Path(dataset.image_folder, image)), THUMBNAIL)
         for image in track(dict.fromkeys(row['image'] for row in shown), 'Thumbnails')
     }
     earlier = read_corrections(dataset.corrections) if dataset.corrections else []
@@ -246,15 +244,6 @@ def write_csv(path: Path, rows: Sequence[dict]) -> None:
         for row in rows:
             limit = 'p_negatives' if row['label'] else 'p_star'
             writer.writerow({limit if name == 'limit' else name: value for name, value in row.items()})
-
-
-def thumbnail(path: Path) -> str:
-    picture = mmcv.imread(str(path))
-    scale = THUMBNAIL / max(picture.shape[:2])
-    if scale < 1:
-        picture = mmcv.imrescale(picture, scale, interpolation='area')
-    _, data = cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, 85])
-    return 'data:image/jpeg;base64,' + base64.b64encode(data).decode()
 
 
 if __name__ == '__main__':
