@@ -129,14 +129,22 @@ def _check_samples(data_samples: Sequence[MultiLabelDataSample], num_classes: in
                 f'the data set of {image_of(sample)} has {sample.num_classes} classes, but the head has '
                 f'num_classes={num_classes}; set model.head.num_classes={sample.num_classes}'
             )
-        if all(sample.get(name) is None for name in GROUND_TRUTH):
-            raise ValueError(
-                f'{image_of(sample)} has no ground truth: none of {", ".join(GROUND_TRUTH)} is set. An '
-                'image without any positive class has an empty gt_label'
-            )
+        require_ground_truth(sample)
         weight = sample.get('untagged_weight', 1.0)
         if not 0 <= weight <= 1:
             raise ValueError(f'untagged_weight={weight} of {image_of(sample)} must lie in [0, 1]')
+
+
+def require_ground_truth(sample: MultiLabelDataSample | dict) -> None:
+    """
+    Raises:
+        ValueError: nothing says what the image shows.
+    """
+    if all(sample.get(name) is None for name in GROUND_TRUTH):
+        raise ValueError(
+            f'{image_of(sample)} has no ground truth: none of {", ".join(GROUND_TRUTH)} is set. An image without any '
+            'positive class has an empty gt_label'
+        )
 
 
 def _concatenate(name: str, columns: list[Tensor]) -> Tensor:

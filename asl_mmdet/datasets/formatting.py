@@ -7,7 +7,7 @@ import torch
 from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 
-from ..structures import MultiLabelDataSample
+from ..structures import GROUND_TRUTH, MultiLabelDataSample
 
 
 @TRANSFORMS.register_module()
@@ -40,7 +40,7 @@ class PackMultiLabelInputs(BaseTransform):
                 key: results[key] for key in ('num_classes', 'untagged_weight', *self.meta_keys) if key in results
             }
         )
-        for key in ('gt_label', 'gt_negative', 'gt_unknown'):
+        for key in GROUND_TRUTH:
             if key in results:
                 sample.set_field(torch.as_tensor(np.asarray(results[key], dtype=np.int64)), key, dtype=torch.Tensor)
         packed = dict(data_samples=sample)

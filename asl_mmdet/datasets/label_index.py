@@ -11,8 +11,9 @@ from typing import Union
 
 import numpy as np
 
+from ..structures import GROUND_TRUTH
+
 CHUNK = 1 << 20
-LISTS = ('gt_label', 'gt_negative', 'gt_unknown')
 
 
 class _Quote(reprlib.Repr):
@@ -187,7 +188,9 @@ class LabelIndex(Sequence):
             ValueError, KeyError: the arrays do not describe an index.
         """
         names, classes = arrays['names'], tuple(name.decode() for name in arrays['classes'].tolist())
-        lists = {n: Ragged(arrays[f'{n}.offsets'], arrays[f'{n}.values']) for n in LISTS if f'{n}.offsets' in arrays}
+        lists = {
+            n: Ragged(arrays[f'{n}.offsets'], arrays[f'{n}.values']) for n in GROUND_TRUTH if f'{n}.offsets' in arrays
+        }
         for name, (offsets, values) in {n: (x.offsets, x.values) for n, x in lists.items()}.items():
             if (
                 names.dtype.kind != 'S'

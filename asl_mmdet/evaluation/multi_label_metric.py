@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from terminaltables import AsciiTable
 from torch import Tensor
 
-from ..structures import GROUND_TRUTH, image_of
+from ..structures import GROUND_TRUTH, image_of, require_ground_truth
 from .multi_label import (
     SparseLabels,
     average_precision,
@@ -267,11 +267,7 @@ class MultiLabelMetric(BaseMetric):
         self, data_samples: Sequence[dict], num_classes: int
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         for sample in data_samples:
-            if all(sample.get(name) is None for name in GROUND_TRUTH):
-                raise ValueError(
-                    f'{image_of(sample)} has no ground truth: none of {", ".join(GROUND_TRUTH)} is set. An '
-                    'image without any positive class has an empty gt_label'
-                )
+            require_ground_truth(sample)
             if 'macro_F1' in self.items and (sample.get('gt_label') is None or len(sample['gt_label']) != 1):
                 raise ValueError(
                     f'gt_label of {image_of(sample)} has not exactly one class, as macro_F1 needs; take '
@@ -318,7 +314,7 @@ def without_padding(shards: Sequence[tuple[int, list[_Batch]]]) -> list[_Batch]:
 def sparse_labels(batches: Sequence[_Batch]) -> SparseLabels:
     num_images = sum(len(batch) for batch in batches)
     indices = []
-    for name in ('gt_label', 'gt_negative', 'gt_unknown'):
+    for name in GROUND_TRUTH:  # positive, negative, unknown
         lengths = np.concatenate([batch.lengths[name] for batch in batches])
         labels = np.concatenate([batch.labels[name] for batch in batches])
         indices.append((torch.from_numpy(np.repeat(np.arange(num_images), lengths)), torch.from_numpy(labels)))
