@@ -25,7 +25,6 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapperDict
 from mmengine.registry import Registry
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.structures import BaseDataElement
@@ -44,6 +43,7 @@ from .evaluation.multi_label_metric import NothingToMeasureError
 from .hooks import DataCheckHook, NonFiniteHook, RawAndEMAHook
 from .hooks.data_check_hook import check_no_overlap, check_num_classes, leaf_datasets, name_pictures
 from .hooks.non_finite_hook import data_samples, image_paths
+from .hooks.safe_checkpoint_hook import optim_wrappers
 from .models import AsymmetricLoss, ImageClassifier
 
 # Steps are timed behind the first, until there are so many or they have taken so many seconds.
@@ -270,7 +270,7 @@ class _Watch(Hook):
         self.uncalled = {name for name, module in self.model.named_modules() if isinstance(module, AsymmetricLoss)}
 
     def before_train(self, runner) -> None:
-        groups = [group for wrapper in _wrappers(runner.optim_wrapper) for group in wrapper.param_groups]
+        groups = [group for wrapper in optim_wrappers(runner.optim_wrapper) for group in wrapper.param_groups]
         self.lr = sorted({float(group['lr']) for group in groups})
         self.initial_lr = max(float(group.get('initial_lr', group['lr'])) for group in groups)
         self.optimized = {parameter for group in groups for parameter in group['params']}
@@ -385,7 +385,7 @@ def _filtered(dataset: BaseDataset) -> list[str]:
 def _describe_model(runner: Runner, trained: _Watch) -> list[str]:
     parameters = list(trained.model.parameters())
     sizes = [sum(one.numel() for one in parameters if one.requires_grad or not only) for only in (False, True)]
-    wrappers = _wrappers(runner.optim_wrapper)
+    wrappers = optim_wrappers(runner.optim_wrapper)
     optimizers = ', '.join(f'{type(wrapper.optimizer).__name__} in {type(wrapper).__name__}' for wrapper in wrappers)
     lr = ' to '.join(f'{value:.3g}' for value in sorted({trained.lr[0], trained.lr[-1]}))
     initial = f'{trained.initial_lr:.3g}'
@@ -573,7 +573,7 @@ def _suspicious_training(cfg: Config, runner: Runner, trained: _Watch) -> list[s
     base = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
     batch = _batch_size(runner.train_dataloader)
     if base and batch:
-        batch *= max(getattr(wrapper, '_accumulative_counts', 1) for wrapper in _wrappers(runner.optim_wrapper))
+        batch *= max(getattr(wrapper, '_accumulative_counts', 1) for wrapper in optim_wrappers(runner.optim_wrapper))
     if base and batch and base != batch and not cfg.auto_scale_lr.get('enable'):
         suspicious.append(
             f'the learning rate is meant for {base} images a step, and one process takes {batch}: train with '
@@ -632,10 +632,6 @@ def _wrong_sizes(pictures: dict[str, dict], seen: dict[str, _Batches]) -> list[s
 def _batch_size(loader: DataLoader) -> int | None:
     # With a batch sampler, as mmdet's, the loader itself has none.
     return getattr(loader.batch_sampler, 'batch_size', None)
-
-
-def _wrappers(optim_wrapper) -> list:
-    return list(optim_wrapper.values()) if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
 
 
 def _classes(dataset) -> Sequence[str]:

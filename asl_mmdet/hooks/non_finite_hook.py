@@ -12,13 +12,13 @@ from mmdet.registry import HOOKS
 from mmengine.dist import all_gather_object, all_reduce
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import OptimWrapper
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from ..structures import never_compiled
 from .probability_gap_hook import is_logging_step
-from .safe_checkpoint_hook import AtomicLocalBackend
+from .safe_checkpoint_hook import AtomicLocalBackend, optim_wrappers
 
 
 class NonFiniteError(FloatingPointError):
@@ -115,8 +115,7 @@ class NonFiniteHook(Hook):
         self._findings: list[tuple[list[tuple[str, str]], Tensor]] = []
         self._stepped = False
         self._forward_hook = self._model.register_forward_hook(self._see_losses)
-        wrapper = runner.optim_wrapper
-        wrappers = list(wrapper.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+        wrappers = optim_wrappers(runner.optim_wrapper)
         scalers = [one.loss_scaler for one in wrappers if hasattr(one, 'loss_scaler')]
         self._scalers = [scaler for scaler in scalers if scaler.is_enabled()]
         self._steps = [(one, one.step) for one in wrappers]

@@ -18,6 +18,7 @@ from mmdet.registry import HOOKS
 from mmengine.dist import all_reduce, get_world_size, is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.hooks import CheckpointHook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ..checkpoint import newest_intact
@@ -325,8 +326,11 @@ def _has_epochs(loop) -> bool:
 
 def _accumulates(optim_wrapper) -> bool:
     """Whether gradients wait for more batches before the optimizer steps; a checkpoint does not hold them."""
-    wrappers = getattr(optim_wrapper, 'optim_wrappers', {'': optim_wrapper}).values()
-    return any(wrapper._inner_count % wrapper._accumulative_counts for wrapper in wrappers)
+    return any(one._inner_count % one._accumulative_counts for one in optim_wrappers(optim_wrapper))
+
+
+def optim_wrappers(optim_wrapper: OptimWrapper | OptimWrapperDict) -> list[OptimWrapper]:
+    return list(optim_wrapper.values()) if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
 
 
 # ------------------------------------------------------------------------------------------- processes that are forked
