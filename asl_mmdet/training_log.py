@@ -1,6 +1,7 @@
 """What mmengine logged in a work dir, over all the runs that wrote into it."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -14,7 +15,7 @@ def logged_lines(folder: Path) -> list[dict[str, float]]:
 
     Runs follow one another by the time in their folders' names. One that was resumed, by the config that mmengine
     saves beside its log, replaces what runs before it logged from its first training step on; any other replaces them
-    whole. A run without training lines is left out.
+    whole. A run without training lines is left out, unless it was resumed, to make up for the last validation.
 
     Args:
         folder: a work dir, or the folder of a single run in it.
@@ -36,11 +37,11 @@ def logged_lines(folder: Path) -> list[dict[str, float]]:
                     raise TrainingLogError(
                         f'{log}, line {number}: {text[:60]!r} is not a JSON object; delete the line'
                     ) from error
-        start = next((line['step'] for line in run if is_training(line)), None)
-        if start is None:
-            continue
         config = log.with_name('config.py')
         resumed = config.is_file() and re.search(r'^resume = True$', config.read_text(), re.MULTILINE)
+        start = next((line['step'] for line in run if is_training(line)), math.inf)
+        if start == math.inf and not resumed:
+            continue
         replaced = (i for i, line in enumerate(lines) if not resumed or is_training(line) and line['step'] >= start)
         lines = lines[: next(replaced, len(lines))] + run
     return lines

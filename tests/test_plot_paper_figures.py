@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from asl_mmdet.training_log import logged_lines
 from tests.conftest import ROOT, run_tool
 
 TOOL = 'tools/analysis_tools/plot_paper_figures.py'
@@ -139,6 +140,9 @@ def test_a_resumed_run_continues_and_a_new_one_replaces(tool, tmp_path):
     assert steps() == [(10, 1), (20, 1), (30, 2), (40, 2)]
     write_log(tmp_path, '20260103_000000', [{'multi-label/mAP': 80.0, 'step': 4}])  # of tools/test.py
     assert steps() == [(10, 1), (20, 1), (30, 2), (40, 2)]
+    last = {'multi-label/mAP': 90.0, 'step': 4}
+    write_log(tmp_path, '20260103_120000', [last], resume=True)  # was stopped in its last validation
+    assert steps() == [(10, 1), (20, 1), (30, 2), (40, 2)] and logged_lines(tmp_path)[-1] == last
     write_log(tmp_path, '20260104_000000', [dict(loss=3, step=25)])
     assert steps() == [(25, 3)]
     assert tool.training_lines(tmp_path / '20260102_000000')[0] == dict(loss=2, step=30)
