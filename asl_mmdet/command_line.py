@@ -118,6 +118,11 @@ def read_config(path: str | Path, options: Mapping[str, object]) -> Config:
     return cfg
 
 
+def one_or_more(setting: object) -> list:
+    """The parts of a setting that may be one, or several in a list or tuple, or missing."""
+    return [*setting] if isinstance(setting, (list, tuple)) else [setting] if setting else []
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """``read_config`` for tools that run a Runner."""
     _check_launcher(args.launcher)
@@ -219,12 +224,8 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
         cfg.custom_hooks = [hook for hook in cfg.custom_hooks if not _is_a(hook, DataCheckHook)]
     for split in splits:
         if cfg.get(f'{split}_dataloader'):
-            evaluators = cfg.get(f'{split}_evaluator') or []
-            guard_detection_data(
-                cfg[f'{split}_dataloader'],
-                evaluators if isinstance(evaluators, list) else [evaluators],
-                cfg.get('allow_outside', False),
-            )
+            evaluators = one_or_more(cfg.get(f'{split}_evaluator'))
+            guard_detection_data(cfg[f'{split}_dataloader'], evaluators, cfg.get('allow_outside', False))
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
@@ -244,7 +245,7 @@ def check_start(cfg: Config, model: nn.Module) -> None:
 
 def _leave_out_tensorboard_where_missing(cfg: Config) -> None:
     visualizer = cfg.get('visualizer') or {}
-    backends = visualizer.get('vis_backends') or []
+    backends = one_or_more(visualizer.get('vis_backends'))
     kept = [one for one in backends if str(one.get('type')).rpartition('.')[2] != 'TensorboardVisBackend']
     if len(kept) < len(backends) and importlib.util.find_spec('tensorboard') is None:
         visualizer.vis_backends = kept

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .checkpoint import CheckpointError, has_begun
-from .command_line import KNOWN_SETTINGS, build_runner, check_start
+from .command_line import KNOWN_SETTINGS, build_runner, check_start, one_or_more
 from .datasets import AnnotationError, MultiLabelDataset
 from .datasets.coco import read_coco_json
 from .datasets.detection import leaf_configs
@@ -137,8 +137,7 @@ def _leave_no_traces(cfg: Config, folder: str) -> list[str]:
     # mmengine warns of every frozen parameter.
     cfg.work_dir, cfg.log_level, cfg.resume = folder, 'ERROR', False
     cfg.experiment_name = f'check_{time.time_ns()}'
-    backends = (cfg.get('visualizer') or {}).get('vis_backends') or []
-    backends = backends if isinstance(backends, list) else [backends]
+    backends = one_or_more((cfg.get('visualizer') or {}).get('vis_backends'))
     kept = [backend for backend in backends if str(backend.get('type')).rpartition('.')[2] in LOCAL_BACKENDS]
     if cfg.get('visualizer'):
         # Of one name there is one visualizer in a process, with the folder that it was made for.
@@ -146,8 +145,7 @@ def _leave_no_traces(cfg: Config, folder: str) -> list[str]:
     if backends:
         cfg.visualizer.vis_backends = [{key: value for key, value in one.items() if key != 'save_dir'} for one in kept]
     for split in ('train', 'val', 'test'):
-        evaluators = cfg.get(f'{split}_evaluator') or []
-        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+        for evaluator in one_or_more(cfg.get(f'{split}_evaluator')):
             if evaluator.get('outfile_prefix'):
                 evaluator.outfile_prefix = osp.join(folder, split)
         if cfg.get(f'{split}_dataloader'):

@@ -78,14 +78,17 @@ def test_a_backend_whose_package_is_missing_ends_in_one_line(tmp_path, said):
         import nothing  # noqa: F401
 
 
-def test_without_tensorboard_a_run_goes_on(monkeypatch, said):
+@pytest.mark.parametrize('given', [list, tuple, lambda backends: backends[-1]])
+def test_without_tensorboard_a_run_goes_on(given, monkeypatch, said):
+    """mmengine takes several backends, or one alone."""
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'tensorboard' else find_spec(name))
     built = []
     monkeypatch.setattr(command_line.Runner, 'from_cfg', built.append)
     cfg = Config(dict(visualizer=loaded(ROOT / CLASSIFIER).visualizer))
+    cfg.visualizer.vis_backends = given(cfg.visualizer.vis_backends)
     build_runner(cfg)
-    assert built == [cfg] and backends(cfg) == ['LocalVisBackend']
+    assert built == [cfg] and backends(cfg) == ['LocalVisBackend'] * (given in (list, tuple))
     assert len(said) == 1 and 'pip install tensorboard' in said[0]
 
 

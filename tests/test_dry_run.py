@@ -429,10 +429,10 @@ def test_iterations_and_no_evaluation(shapes, tmp_path):
 
 def test_backends_that_write_elsewhere_are_not_started(shapes, tmp_path):
     cfg = config_on(shapes, tmp_path)
-    cfg.visualizer.vis_backends = [
+    cfg.visualizer.vis_backends = (  # mmengine takes a tuple as well
         dict(type='LocalVisBackend', save_dir=str(tmp_path / 'elsewhere')),
         dict(type='WandbVisBackend', init_kwargs=dict(project='mine')),
-    ]
+    )
     assert 'not started WandbVisBackend: they would write elsewhere' in dry_run(cfg)
     assert os.listdir(tmp_path) == []
 

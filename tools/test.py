@@ -10,7 +10,7 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 
 from asl_mmdet.checkpoint import check_classes, is_address, load_all_weights, read_checkpoint
-from asl_mmdet.command_line import add_config_arguments, build_runner, exit_on_known_faults, load_config
+from asl_mmdet.command_line import add_config_arguments, build_runner, exit_on_known_faults, load_config, one_or_more
 from asl_mmdet.hooks import FastInferenceHook
 from asl_mmdet.report import report_metric, write_report
 
@@ -42,9 +42,8 @@ def main() -> None:
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     if args.report:
-        evaluators = cfg.get('test_evaluator') or []
         try:
-            report_metric(evaluators if isinstance(evaluators, list) else [evaluators])
+            report_metric(one_or_more(cfg.get('test_evaluator')))
             args.report.mkdir(parents=True, exist_ok=True)
         except (ValueError, OSError) as error:
             parser.error(f'--report {args.report}: {error}')
