@@ -21,6 +21,7 @@ from torch import nn
 from .checkpoint import load_all_weights, read_checkpoint
 from .datasets.conversion import PICTURE_SUFFIXES
 from .datasets.detection import leaf_configs
+from .models import ImageClassifier
 from .structures import MultiLabelDataSample
 from .visualization import MultiLabelVisualizer
 
@@ -289,6 +290,19 @@ def trained_model(config: Config, checkpoint: str | Path) -> nn.Module:
         )
     model.dataset_meta = dict(meta, classes=tuple(classes))
     return model.eval()
+
+
+def is_classifier(config: Config, path: str | Path) -> bool:
+    """Whether the model of the config ``path`` is an ``ImageClassifier``.
+
+    Raises:
+        ValueError: it has none, or one of a type that is not registered.
+    """
+    kind = (config.get('model') or {}).get('type')
+    model = MODELS.get(kind) if isinstance(kind, str) else kind
+    if model is None:
+        raise ValueError(f'{path}: there is no model of type {kind}' if kind else f'{path} has no model')
+    return issubclass(model, ImageClassifier)
 
 
 def classes_of(dataset: ConfigDict) -> Sequence[str] | None:

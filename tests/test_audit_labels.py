@@ -159,6 +159,7 @@ def test_lists_as_many_negatives_as_are_asked_for(audit, tmp_path):
             "train_dataloader = dict(dataset=dict(metainfo=dict(classes=['star'])))",
             'was trained on the classes circle, r',
         ),
+        ('model = None', 'faulty.py has no model'),
         ("train_dataloader = dict(dataset=dict(corrections='nowhere.csv'))", 'nowhere.csv does not exist'),
         ('model = dict(head=dict(loss=dict(clip=0.0)))', 'gamma_neg=0.0, clip=0 the gradient .* suspects no label'),
         (

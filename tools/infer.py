@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import mmcv
-from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from asl_mmdet.checkpoint import is_address
@@ -16,8 +15,7 @@ from asl_mmdet.datasets import AnnotationError, LoadNamedImage
 from asl_mmdet.datasets.detection import named_picture
 from asl_mmdet.detector_inferencer import DetectorInferencer
 from asl_mmdet.fast_inference import fast_inference
-from asl_mmdet.inferencer import OBJECT_SCORE_THR, MultiLabelInferencer, image_files
-from asl_mmdet.models import ImageClassifier
+from asl_mmdet.inferencer import OBJECT_SCORE_THR, MultiLabelInferencer, image_files, is_classifier
 from asl_mmdet.progress import track
 
 
@@ -54,18 +52,14 @@ def main() -> None:
         parser.error(f'there is no file {args.checkpoint}')
     try:
         files = image_files(args.images)
+        find = classify if is_classifier(cfg, args.config) else detect
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
 
-    kind = (cfg.get('model') or {}).get('type')
-    model = MODELS.get(kind) if isinstance(kind, str) else kind
-    if model is None:
-        parser.error(f'{args.config}: there is no model of type {kind}' if kind else f'{args.config} has no model')
-    is_classifier = issubclass(model, ImageClassifier)
-    if args.all_scores and not is_classifier:
+    if args.all_scores and find is detect:
         parser.error('--all-scores is for classifiers: of a detector every object has a score')
     try:
-        results, skipped = (classify if is_classifier else detect)(cfg, files, args)
+        results, skipped = find(cfg, files, args)
     except ValueError as error:
         parser.exit(1, f'{error}\n')
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -28,10 +28,10 @@ from asl_mmdet.checkpoint import read_checkpoint
 from asl_mmdet.command_line import add_cfg_options, exit_on_known_faults, positive, present_device, read_config
 from asl_mmdet.datasets import AnnotationError, MultiLabelDataset
 from asl_mmdet.datasets.corrections import read_corrections
-from asl_mmdet.inferencer import MultiLabelInferencer
+from asl_mmdet.inferencer import MultiLabelInferencer, is_classifier
 from asl_mmdet.label_audit import Suspects, doubtful_positives, missing_positives
 from asl_mmdet.label_audit_page import audit_page
-from asl_mmdet.models import AsymmetricLoss, ImageClassifier
+from asl_mmdet.models import AsymmetricLoss
 from asl_mmdet.progress import track
 from asl_mmdet.report.page import thumbnail
 from asl_mmdet.structures import dense_targets
@@ -141,8 +141,7 @@ def audit(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def require_classifier(cfg: Config, path: str) -> None:
-    model = MODELS.get(cfg.model.type)
-    if model is None or not issubclass(model, ImageClassifier):
+    if not is_classifier(cfg, path):
         raise ValueError(
             f'{path}: {cfg.model.type} is no ImageClassifier, and labels of images are audited with a classifier; '
             'train one on the same COCO file, as configs/multi_label/tresnet-narrow_asl_shapes.py is'
