@@ -136,7 +136,7 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.merge_from_dict({'env_cfg.dist_cfg.timeout': TIMEOUT})
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         _distribute_on_cpu(cfg)
-    _check_temporary_folder(cfg)
+    check_temporary_folder(cfg, 'train', 'val', 'test')
     return cfg
 
 
@@ -158,10 +158,10 @@ def _check_launcher(launcher: str) -> None:
         )
 
 
-def _check_temporary_folder(cfg: Config) -> None:
-    """Where the name of a socket is too long for the system, workers end, and a run waits for them for ever."""
+def check_temporary_folder(cfg: Config, *splits: str) -> None:
+    """Where the name of a socket is too long for the system, the workers of a loader end, and all wait for ever."""
     folder = tempfile.gettempdir()
-    has_workers = any((cfg.get(f'{split}_dataloader') or {}).get('num_workers') for split in ('train', 'val', 'test'))
+    has_workers = any((cfg.get(f'{split}_dataloader') or {}).get('num_workers') for split in splits)
     by_sockets = torch.multiprocessing.get_sharing_strategy() == 'file_descriptor'
     if has_workers and by_sockets and len(os.fsencode(folder)) > LONGEST_TEMPORARY_FOLDER:
         sys.exit(

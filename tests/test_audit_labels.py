@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -173,6 +174,12 @@ def test_faults_end_in_one_line(audit, audited, tmp_path, settings, message):
     config.write_text(f'_base_ = {str(audited["config"])!r}\n{settings}\n')
     status, output = audit('--epochs', 1, config=config)
     assert status == 1 and re.search(message, output.splitlines()[-1]), output
+
+
+def test_workers_that_would_end_are_refused(audit, monkeypatch):
+    monkeypatch.setattr('asl_mmdet.command_line.tempfile', SimpleNamespace(gettempdir=lambda: f'/{"x" * 90}'))
+    status, _ = audit('--cfg-options', 'test_dataloader.num_workers=2')
+    assert 'Set TMPDIR to a shorter one' in status
 
 
 def test_detectors_are_referred_to_a_classifier(audit):

@@ -25,7 +25,14 @@ from mmengine.runner import Runner
 from torch import nn
 
 from asl_mmdet.checkpoint import read_checkpoint
-from asl_mmdet.command_line import add_cfg_options, exit_on_known_faults, positive, present_device, read_config
+from asl_mmdet.command_line import (
+    add_cfg_options,
+    check_temporary_folder,
+    exit_on_known_faults,
+    positive,
+    present_device,
+    read_config,
+)
 from asl_mmdet.datasets import AnnotationError, MultiLabelDataset
 from asl_mmdet.datasets.corrections import read_corrections
 from asl_mmdet.inferencer import MultiLabelInferencer, is_classifier
@@ -70,6 +77,7 @@ def main() -> None:
         if not path.is_file():
             parser.error(f'there is no file {path}')
     cfg = read_config(args.config, args.cfg_options)
+    check_temporary_folder(cfg, 'test')
     init_default_scope('mmdet')
     with exit_on_known_faults():
         try:
