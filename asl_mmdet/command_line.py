@@ -93,23 +93,42 @@ def present_device(text: str) -> str:
     return text
 
 
+class ConfigError(ValueError):
+    """A config file cannot be read; the message is complete."""
+
+
+def config_from_file(path: str | Path) -> Config:
+    """
+    Raises:
+        ConfigError: it is not there, one that it inherits from is not, or it fails.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f'no config file {path}')
+    try:
+        return Config.fromfile(path)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f'{path}, or a config that it inherits from, has a _base_ that is missing: {error}'
+        ) from error
+    except Exception as error:  # a config is a program
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = '' if isinstance(error, SyntaxError) else f' ({last.filename}, line {last.lineno})'
+        raise ConfigError(
+            f'{path}, or a config that it inherits from, cannot be read: {type(error).__name__}: {error}{place}'
+        ) from error
+
+
 def read_config(path: str | Path, options: Mapping[str, object]) -> Config:
     """Config file with the overrides ``--cfg-options``; where these do not do, the program ends saying so."""
-    if not Path(path).is_file():
-        sys.exit(f'no config file {path}')
     suffixes = ('.py', '.yml', '.yaml', '.json')
-    if Path(path).suffix not in suffixes:
+    if Path(path).is_file() and Path(path).suffix not in suffixes:
         sys.exit(
             f'{path} is no config, whose name ends in {", ".join(suffixes)}. The config stands before the checkpoint'
         )
     try:
-        cfg = Config.fromfile(path)
-    except FileNotFoundError as error:
-        sys.exit(f'{path}, or a config that it inherits from, has a _base_ that is missing: {error}')
-    except Exception as error:  # a config is a program
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        place = '' if isinstance(error, SyntaxError) else f' ({last.filename}, line {last.lineno})'
-        sys.exit(f'{path}, or a config that it inherits from, cannot be read: {type(error).__name__}: {error}{place}')
+        cfg = config_from_file(path)
+    except ConfigError as error:
+        sys.exit(str(error))
     _check_keys(cfg, options)
     try:
         cfg.merge_from_dict(options)

@@ -423,7 +423,7 @@ def test_the_grids_of_section_3_are_all_here():
 def test_a_grid_fits_its_base_and_has_the_runs_of_the_paper(name, tmp_path):
     path = ROOT / f'configs/_sweeps_/{name}.py'
     grid = sweep.load_grid(path)
-    base = sweep.read_config(sweep.base_path(path, grid.base))
+    base = sweep.config_from_file(sweep.base_path(path, grid.base))
     faults = {sweep.fault_of_key(base, key) for overrides in grid.settings.values() for key in overrides}
     assert faults == {None}
     assert len(grid.settings) * len(grid.seeds) == RUNS_OF_THE_PAPER[name]

@@ -48,11 +48,13 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import Registry
 from mmengine.runner import Runner
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from asl_mmdet.command_line import ConfigError, add_cfg_options, config_from_file, positive
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GRID_KEYS = ('base', 'metric', 'seeds', 'common', 'runs', 'grid', 'x', 'lines', 'paper')
@@ -104,21 +106,13 @@ class Run:
 # ---- The grid
 
 
-def read_config(path: Path) -> Config:
-    if not path.is_file():
-        raise SweepError(f'no config file {path}')
-    try:
-        return Config.fromfile(path)
-    except Exception as error:  # A config is a program: anything can go wrong in it.
-        raise SweepError(f'{path} cannot be read: {type(error).__name__}: {error}') from error
-
-
 def load_grid(path: Path) -> Grid:
     """
     Raises:
-        SweepError: the file, or what it says, is not a grid.
+        ConfigError: the file cannot be read.
+        SweepError: what it says is not a grid.
     """
-    content = {key: value for key, value in read_config(path).to_dict().items() if not key.startswith('_')}
+    content = {key: value for key, value in config_from_file(path).to_dict().items() if not key.startswith('_')}
     if unknown := sorted(set(content) - set(GRID_KEYS)):
         raise SweepError(f'{path}: {unknown[0]} is none of the keys of a grid: {", ".join(GRID_KEYS)}')
     if missing := [key for key in ('base', 'metric') if not isinstance(content.get(key), str)]:
@@ -687,7 +681,7 @@ def plan(
         SweepError: a key is wrong, or a folder holds a run with other settings.
     """
     faults = {}
-    for name, overrides in [('--cfg-options', flat(args.cfg_options or {})), *grid.settings.items()]:
+    for name, overrides in [('--cfg-options', flat(args.cfg_options)), *grid.settings.items()]:
         for key in overrides:
             if key not in faults and (fault := fault_of_key(base, key)):
                 faults[key] = f'{name}: {fault}'
@@ -702,7 +696,7 @@ def plan(
     base_name = str(base_file.relative_to(ROOT) if base_file.is_relative_to(ROOT) else base_file)
     runs = []
     for name, overrides in grid.settings.items():
-        overrides = {**overrides, **flat(args.cfg_options or {})}
+        overrides = {**overrides, **flat(args.cfg_options)}
         for seed in seeds:
             folder = args.work_dir / name / f'seed{seed}'
             config = run_config(base, overrides, seed)
@@ -723,17 +717,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--work-dir', type=Path, help='folder of the sweep (default: work_dirs/<name of the grid>)')
     parser.add_argument('--seeds', type=int, nargs='+', help='instead of those of the grid')
     parser.add_argument('--config', type=Path, metavar='BASE', help="instead of the grid's base")
-    parser.add_argument('--jobs', type=int, default=1, help='runs side by side')
+    parser.add_argument('--jobs', type=positive, default=1, help='runs side by side')
     parser.add_argument(
-        '--gpus', type=int, default=1, help='processes of each run, by tools/dist_train.sh: 8 for the recipes of 8xb16'
+        '--gpus',
+        type=positive,
+        default=1,
+        help='processes of each run, by tools/dist_train.sh: 8 for the recipes of 8xb16',
     )
     parser.add_argument('--only', nargs='+', metavar='NAME', help='train these settings alone')
     parser.add_argument('--dry-run', action='store_true', help='check the grid and show what would be run')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='for every run')
+    add_cfg_options(parser)
     args = parser.parse_args(arguments)
-    for option, least in (('jobs', 1), ('gpus', 1)):
-        if getattr(args, option) < least:
-            parser.error(f'--{option} {getattr(args, option)}: give {least} or more')
     args.work_dir = (args.work_dir or Path('work_dirs') / args.grid.stem).resolve()
     return args
 
@@ -743,7 +737,7 @@ def sweep(args: argparse.Namespace) -> int:
     if unknown := sorted(set(args.only or ()) - set(grid.settings)):
         raise SweepError(f'--only {unknown[0]}: the settings of {args.grid} are {", ".join(grid.settings)}')
     base_file = args.config.resolve() if args.config else base_path(args.grid, grid.base)
-    base = read_config(base_file)
+    base = config_from_file(base_file)
     swept = swept_values(grid, base)
     seeds = list(dict.fromkeys(args.seeds or grid.seeds))
     # Seeds of earlier calls stay in the table.
@@ -806,7 +800,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
         return sweep(args)
-    except (SweepError, OSError) as error:
+    except (SweepError, ConfigError, OSError) as error:
         print(f'sweep: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
