@@ -23,6 +23,7 @@ from mmcv.ops import sigmoid_focal_loss
 from mmdet.models import FocalLoss
 from rich.progress import track
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 
 from asl_mmdet import AsymmetricLoss
 from asl_mmdet.command_line import present_device
@@ -114,18 +115,10 @@ def contestants(
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes a second that a GPU reads and writes where it copies a GiB."""
+    """Bytes a second that a device reads and writes where it copies a GiB."""
     source = torch.ones(1 << 28, device=device)
-    target = torch.empty_like(source)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    times = []
-    for _ in range(20):
-        start.record()
-        target.copy_(source)
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    return 2 * source.nbytes / statistics.median(times)
+    copying = Timer('target.copy_(source)', globals=dict(source=source, target=torch.empty_like(source)))
+    return 2 * source.nbytes / copying.blocked_autorange().median
 
 
 def least_bytes(name: str, logits: Tensor, labels: Tensor, indices: Tensor) -> int:
