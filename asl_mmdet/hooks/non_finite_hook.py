@@ -266,6 +266,5 @@ class NonFiniteHook(Hook):
         AtomicLocalBackend().put(content.getvalue(), file)
 
 
-def _list(names: Mapping[str, None], at_most: int = 5) -> str:
-    first = ', '.join(list(names)[:at_most])
-    return first if len(names) <= at_most else f'{first} and {len(names) - at_most} more'
+def _list(names: Mapping[str, None]) -> str:
+    return ', '.join([*names][:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')

@@ -498,6 +498,6 @@ def _where_weights_come_from(path: str | Path, model: TResNet) -> str:
     )
 
 
-def _some(names: Iterable[str], most: int = 4) -> str:
+def _some(names: Iterable[str]) -> str:
     names = list(names)
-    return ', '.join(names[:most]) + (f', … ({len(names) - most} more)' if len(names) > most else '')
+    return ', '.join(names[:4]) + (f', … ({len(names) - 4} more)' if len(names) > 4 else '')

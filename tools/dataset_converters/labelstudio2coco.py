@@ -159,7 +159,7 @@ def _named_tasks(tasks, export, pictures, image_key):
     return sorted((name, results, place) for name, (results, place) in named.items()), missing
 
 
-def choices_table(named, export, pictures, classes=None) -> tuple[LabelTable, list[str]]:
+def choices_table(named, export, pictures, classes) -> tuple[LabelTable, list[str]]:
     """
     Raises:
         AnnotationError: there are no choices for whole images.
@@ -185,7 +185,7 @@ def choices_table(named, export, pictures, classes=None) -> tuple[LabelTable, li
     return table, [f'left out: {listed(others)}'] if others else []
 
 
-def boxes_file(named, export, pictures, classes=None) -> tuple[CocoFile, list[str]]:
+def boxes_file(named, export, pictures, classes) -> tuple[CocoFile, list[str]]:
     """
     Raises:
         AnnotationError: there are no boxes, or a region is wrong.
