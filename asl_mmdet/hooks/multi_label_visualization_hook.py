@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mmdet.engine.hooks import DetVisualizationHook
 from mmdet.registry import HOOKS
+from mmengine.visualization.utils import img_from_canvas
 
 from ..structures import MultiLabelDataSample
 
@@ -72,5 +73,4 @@ def draw_class_ap(class_ap: dict[str, float], max_classes: int = 100) -> np.ndar
     axes.set(xlim=(0, 107), ylim=(-0.7, len(lowest) - 0.3), xlabel='%', title=title)
     # A name may hold a $, which is no formula.
     axes.set_yticks(range(len(lowest)), [name.replace('$', r'\$') for name, _ in lowest], fontsize=8)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return img_from_canvas(canvas)

@@ -24,6 +24,7 @@ from mmengine.model import ImgDataPreprocessor
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
+from mmengine.visualization.utils import img_from_canvas
 
 from asl_mmdet.command_line import add_cfg_options, exit_on_known_faults, positive, read_config
 from asl_mmdet.datasets.detection import guard_detection_data
@@ -197,8 +198,7 @@ def contact_sheet(pictures: Sequence[tuple[str, np.ndarray]], columns: int) -> n
         ax.imshow(picture, interpolation='antialiased')
         # A name may hold a $, which is no formula.
         ax.set_title(caption.replace('$', r'\$'), fontsize=8, family=font_families())
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return img_from_canvas(canvas)
 
 
 if __name__ == '__main__':
