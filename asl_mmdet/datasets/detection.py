@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 
 from .coco import coco_arrays, read_coco_json
 from .label_index import AnnotationError, normalize_names, quoted, suggestion
-from .multi_label import MultiLabelDataset, missing_files
+from .multi_label import MultiLabelDataset, missing_files, why_unreadable
 
 
 @contextlib.contextmanager
@@ -27,9 +27,7 @@ def named_picture(path: str, fault: str) -> Iterator[None]:
     except (AnnotationError, MemoryError):
         raise
     except Exception as error:
-        empty = osp.isfile(path) and not osp.getsize(path)
-        reason = 'the file is empty' if empty else ' '.join(f'{type(error).__name__}: {error}'.split())
-        raise AnnotationError(f'{path} {fault}: {reason}') from error
+        raise AnnotationError(f'{path} {fault}: {why_unreadable(path, error)}') from error
 
 
 class NamedPipeline(Compose):

@@ -358,10 +358,7 @@ class MultiLabelDataset(BaseDataset):
                 return None
             return f'{type(self.pipeline.transforms[0]).__name__} returned nothing'
         except Exception as error:
-            path = self.get_data_info(idx)['img_path']
-            if osp.isfile(path) and not osp.getsize(path):
-                return 'the file is empty'
-            return ' '.join(f'{type(error).__name__}: {error}'.split())
+            return why_unreadable(self.get_data_info(idx)['img_path'], error)
 
     # --------------------------------------------------------------------------------------------------------- subsets
 
@@ -395,6 +392,12 @@ class MultiLabelDataset(BaseDataset):
 def one_of(name, value, choices):
     if value not in choices:
         raise ValueError(f'{name}={value!r}: give one of {", ".join(map(repr, choices))}')
+
+
+def why_unreadable(path: str, error: Exception) -> str:
+    """The error in one line, or that the file is empty."""
+    empty = osp.isfile(path) and not osp.getsize(path)
+    return 'the file is empty' if empty else ' '.join(f'{type(error).__name__}: {error}'.split())
 
 
 def _held_out(names, fraction):
