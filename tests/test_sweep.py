@@ -325,21 +325,11 @@ def test_a_torn_line_of_the_log_is_left_out(tmp_path):
     assert sweep.read_scalars(tmp_path) == [dict(step=1), dict(step=2)]
 
 
-def test_a_run_resumes_from_a_whole_checkpoint_with_something_left_to_train(tmp_path):
-    assert sweep.resume_point(tmp_path, 5) is None
-    for name in ('epoch_3', 'epoch_4', 'epoch_5', 'iter_70'):
-        (tmp_path / f'{name}.pth').touch()
-    last = tmp_path / 'last_checkpoint'
-    for content, last_step, name in (
-        ('/moved/epoch_4.pth', 9, 'epoch_4.pth'),
-        ('/moved/epoch_5.pth', 5, 'epoch_4.pth'),
-        ('/moved/epoch_2.pth', 5, None),
-        ('/moved/iter_70.pth', 5, 'iter_70.pth'),
-        ('', 5, None),
-    ):
-        last.write_text(content)
-        found = sweep.resume_point(tmp_path, last_step)
-        assert (found and found.name) == name
+def test_the_last_checkpoint_tells_how_far_a_run_is(tmp_path):
+    assert sweep.checkpoint_step(tmp_path) is None
+    for content, step in (('/moved/epoch_4.pth', ('epoch', 4)), ('/moved/iter_70.pth', ('iter', 70)), ('', None)):
+        (tmp_path / 'last_checkpoint').write_text(content)
+        assert sweep.checkpoint_step(tmp_path) == step
 
 
 ROWS = [

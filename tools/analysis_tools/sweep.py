@@ -351,26 +351,12 @@ def is_dynamic(column: str) -> bool:
 
 
 def checkpoint_step(folder: Path) -> tuple[str, int] | None:
-    """What the last whole checkpoint counts, 'epoch' or 'iter', and its number."""
+    """What the last checkpoint counts, 'epoch' or 'iter', and its number; SIGTERM leaves one by iterations."""
     try:
         found = re.fullmatch(r'(epoch|iter)_(\d+)\.pth', Path((folder / 'last_checkpoint').read_text()).name)
     except OSError:
         return None
     return (found[1], int(found[2])) if found else None
-
-
-def resume_point(folder: Path, last_step: int) -> Path | None:
-    """The latest whole checkpoint from which something is left to train.
-
-    One of the last step does not serve: a run that was stopped between it and its validation would never validate.
-    SIGTERM leaves one that counts iterations, also in a run by epochs.
-    """
-    if (last := checkpoint_step(folder)) is None:
-        return None
-    if last[0] == 'iter' and (path := folder / f'iter_{last[1]}.pth').is_file():
-        return path
-    steps = {int(path.stem.split('_')[1]): path for path in folder.glob(f'{last[0]}_*.pth')}
-    return steps.get(max((step for step in steps if step <= last[1] and step < last_step), default=None))
 
 
 def train(
@@ -401,12 +387,12 @@ def train(
             config = run.folder / 'config.py'
             with DUMPING:
                 run.config.dump(config)
-            checkpoint = resume_point(run.folder, run.last_step)
-            say(f'{run.title}: {"starts" if checkpoint is None else f"goes on from {checkpoint.name}"}')
+            last = checkpoint_step(run.folder)
+            say(f'{run.title}: ' + ('starts' if last is None else f'goes on from {last[0]}_{last[1]}.pth'))
             command = [sys.executable, str(ROOT / 'tools/train.py'), str(config)]
             if processes > 1:
                 command = [str(ROOT / 'tools/dist_train.sh'), str(config), str(processes)]
-            command += ['--work-dir', str(run.folder)] + ([] if checkpoint is None else ['--resume', str(checkpoint)])
+            command += ['--work-dir', str(run.folder)] + ([] if last is None else ['--resume'])
             status = execute(command, log_path, {'PYTHON': sys.executable, **environment}, lock, stop)
             if status is None:
                 return 'stopped'
