@@ -326,10 +326,15 @@ def test_a_torn_line_of_the_log_is_left_out(tmp_path):
 
 
 def test_the_last_checkpoint_tells_how_far_a_run_is(tmp_path):
-    assert sweep.checkpoint_step(tmp_path) is None
-    for content, step in (('/moved/epoch_4.pth', ('epoch', 4)), ('/moved/iter_70.pth', ('iter', 70)), ('', None)):
-        (tmp_path / 'last_checkpoint').write_text(content)
-        assert sweep.checkpoint_step(tmp_path) == step
+    runs = {
+        unit: sweep.Run('asl', 0, tmp_path, Config(dict(train_cfg={f'max_{unit}s': 100})), {})
+        for unit in ('epoch', 'iter')
+    }
+    assert runs['epoch'].saved_step == 0
+    # SIGTERM leaves one that counts iterations, also in a run by epochs.
+    for name in ('epoch_3', 'epoch_4', 'epoch_10', 'iter_70'):
+        (tmp_path / f'{name}.pth').touch()
+    assert (runs['epoch'].saved_step, runs['iter'].saved_step) == (10, 70)
 
 
 ROWS = [

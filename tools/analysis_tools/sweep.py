@@ -102,6 +102,12 @@ class Run:
         loop = self.config.train_cfg
         return loop['max_epochs'] if 'max_epochs' in loop else loop['max_iters']
 
+    @property
+    def saved_step(self) -> int:
+        """That of the last checkpoint of those by epochs or by iterations, whichever the run counts."""
+        unit = 'epoch' if 'max_epochs' in self.config.train_cfg else 'iter'
+        return max((int(path.stem.partition('_')[2]) for path in self.folder.glob(f'{unit}_*.pth')), default=0)
+
 
 # ---- The grid
 
@@ -350,15 +356,6 @@ def is_dynamic(column: str) -> bool:
     return column.rpartition('/')[2] in DYNAMICS
 
 
-def checkpoint_step(folder: Path) -> tuple[str, int] | None:
-    """What the last checkpoint counts, 'epoch' or 'iter', and its number; SIGTERM leaves one by iterations."""
-    try:
-        found = re.fullmatch(r'(epoch|iter)_(\d+)\.pth', Path((folder / 'last_checkpoint').read_text()).name)
-    except OSError:
-        return None
-    return (found[1], int(found[2])) if found else None
-
-
 def train(
     run: Run, processes: int, environment: dict[str, str], stop: threading.Event, say: Callable[[str], None]
 ) -> str | None:
@@ -387,12 +384,13 @@ def train(
             config = run.folder / 'config.py'
             with DUMPING:
                 run.config.dump(config)
-            last = checkpoint_step(run.folder)
-            say(f'{run.title}: ' + ('starts' if last is None else f'goes on from {last[0]}_{last[1]}.pth'))
+            marker = run.folder / 'last_checkpoint'
+            last = Path(marker.read_text()).name if marker.is_file() else ''
+            say(f'{run.title}: {f"goes on from {last}" if last else "starts"}')
             command = [sys.executable, str(ROOT / 'tools/train.py'), str(config)]
             if processes > 1:
                 command = [str(ROOT / 'tools/dist_train.sh'), str(config), str(processes)]
-            command += ['--work-dir', str(run.folder)] + ([] if last is None else ['--resume'])
+            command += ['--work-dir', str(run.folder)] + (['--resume'] if last else [])
             status = execute(command, log_path, {'PYTHON': sys.executable, **environment}, lock, stop)
             if status is None:
                 return 'stopped'
@@ -513,14 +511,13 @@ def train_all(
         finally:
             free.put(place)
 
-    def steps(run: Run) -> int:
-        return min((checkpoint_step(run.folder) or ('', 0))[1], run.last_step)
-
     faults = []
     ended: set[Path] = set()
     with progress, ThreadPoolExecutor(len(places)) as pool:
         bar = progress.add_task(
-            f'0 of {len(runs)} runs', total=sum(run.last_step for run in runs), completed=sum(map(steps, runs))
+            f'0 of {len(runs)} runs',
+            total=sum(run.last_step for run in runs),
+            completed=sum(run.saved_step for run in runs),
         )
         futures: dict[Future, Run] = {pool.submit(work, run): run for run in runs}
         waiting = set(futures)
@@ -545,7 +542,7 @@ def train_all(
                 progress.update(
                     bar,
                     description=f'{len(ended)} of {len(runs)} runs',
-                    completed=sum(run.last_step if run.folder in ended else steps(run) for run in runs),
+                    completed=sum(run.last_step if run.folder in ended else run.saved_step for run in runs),
                 )
         except BaseException:
             stop.set()
