@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from mmdet.registry import DATASETS
 
-from .label_index import AnnotationError, LabelIndex, Ragged, encode_names, quoted
+from .label_index import AnnotationError, LabelIndex, Ragged, encode_names, first_repeated, quoted
 from .multi_label import MultiLabelDataset
 
 
@@ -96,7 +96,7 @@ def coco_arrays(content: dict, path: str) -> tuple[tuple[str, ...], np.ndarray, 
         if repeated:
             raise AnnotationError(
                 f'{path}: in {table!r} {repeated} {key} occur twice, such as '
-                f'{quoted(_first_repeated(entry[key] for entry in content[table]))}'
+                f'{quoted(first_repeated(entry[key] for entry in content[table]))}'
             )
     rows, columns = [], []
     for i, entry in enumerate(content['annotations']):
@@ -133,8 +133,3 @@ def _get(entry, key, kind, table, i, path):
             f'{path}: {table}[{i}] has {key} {quoted(value)}' if key in entry else f'{path}: {table}[{i}] has no {key}'
         )
     return value
-
-
-def _first_repeated(values):
-    seen = set()
-    return next(value for value in values if value in seen or seen.add(value))

@@ -5,7 +5,7 @@ import difflib
 import posixpath
 import re
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Union
 
@@ -38,6 +38,12 @@ def message_of(error: Exception) -> str:
 def suggestion(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1) if len(known) < 10000 and len(name) < 100 else []
     return f' (did you mean {close[0]!r}?)' if close else ''
+
+
+def first_repeated(values: Iterable[Hashable]) -> Hashable | None:
+    """The first of the values that came before, None where each comes once."""
+    seen = set()
+    return next((value for value in values if value in seen or seen.add(value)), None)
 
 
 class Ragged:

@@ -5,7 +5,6 @@ import logging
 import os
 import os.path as osp
 import zlib
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from mmengine.logging import print_log
 
 from .corrections import correct
 from .index_cache import cache_file, cached_index
-from .label_index import CHUNK, AnnotationError, LabelIndex, normalize_names, quoted, suggestion
+from .label_index import CHUNK, AnnotationError, LabelIndex, first_repeated, normalize_names, quoted, suggestion
 
 
 class MultiLabelDataset(BaseDataset):
@@ -154,11 +153,10 @@ class MultiLabelDataset(BaseDataset):
                 classes = [name.removeprefix('\ufeff').strip() for name in classes]
                 classes = [name for name in classes if name]
             wrong = [name for name in classes if not isinstance(name, str)]
-            repeated = [name for name, count in Counter(classes).items() if count > 1]
             if wrong:
                 raise AnnotationError(f'metainfo: classes holds {quoted(wrong[0])}, which is not a name')
-            if repeated:
-                raise AnnotationError(f'metainfo: classes names {quoted(repeated[0])} twice')
+            if (twice := first_repeated(classes)) is not None:
+                raise AnnotationError(f'metainfo: classes names {quoted(twice)} twice')
             if not classes:
                 raise AnnotationError('metainfo: classes is empty')
             metainfo['classes'] = tuple(classes)

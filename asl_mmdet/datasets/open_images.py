@@ -1,14 +1,13 @@
 """Open Images V6, image-level labels (section 4.1.4, appendix F): 9 million images, 60 million labels, read in bulk."""
 
 import os.path as osp
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from mmdet.registry import DATASETS
 
 from .csv_rows import csv_rows
-from .label_index import CHUNK, AnnotationError, LabelIndex, Ragged, quoted
+from .label_index import CHUNK, AnnotationError, LabelIndex, Ragged, first_repeated, quoted
 from .multi_label import MultiLabelDataset
 
 HEADER = b'ImageID,Source,LabelName,Confidence'
@@ -70,8 +69,7 @@ class OpenImagesMultiLabelDataset(MultiLabelDataset):
         if self._metainfo.get('classes') is not None:
             name_of_label = dict(zip(labels, names))
             chosen = tuple(name_of_label.get(name, name) for name in self._metainfo['classes'])
-            if len(set(chosen)) < len(chosen):
-                twice = next(name for name, count in Counter(chosen).items() if count > 1)
+            if (twice := first_repeated(chosen)) is not None:
                 label = labels[names.index(twice)]
                 raise AnnotationError(f'metainfo: classes names {quoted(twice)} and {quoted(label)}, which is the same')
             self._metainfo['classes'] = chosen

@@ -8,7 +8,7 @@ import numpy as np
 from mmdet.registry import DATASETS
 
 from .conversion import PICTURE_SUFFIXES
-from .label_index import AnnotationError, LabelIndex, Ragged, encode_names, quoted, suggestion
+from .label_index import AnnotationError, LabelIndex, Ragged, encode_names, first_repeated, quoted, suggestion
 from .multi_label import MultiLabelDataset
 
 
@@ -83,8 +83,8 @@ class VOCMultiLabelDataset(MultiLabelDataset):
                         lists[name][1].extend(columns)
                 ids.append(image)
                 names.append(image + suffix)
-        if len(set(ids)) < len(ids):
-            raise AnnotationError(f'{self.ann_file} lists {next(i for i in ids if ids.count(i) > 1)!r} twice')
+        if twice := first_repeated(ids):
+            raise AnnotationError(f'{self.ann_file} lists {twice!r} twice')
         if self.difficult != 'unknown':
             del lists['gt_unknown']
         return LabelIndex(

@@ -140,6 +140,7 @@ def test_classes_are_selected_reordered_and_named_when_missing(coco):
         (('dog', 'dog'), "names 'dog' twice"),
         ((), 'classes is empty'),
         (('dog', 3), 'holds 3, which is not a name'),
+        (('dog', ['cat']), r"holds \['cat'\], which is not a name"),
         ('no/classes.txt', "there is no file 'no/classes.txt'. Classes are a list of names, or a text file"),
     ],
 )
