@@ -57,11 +57,18 @@ def new_loggers(monkeypatch):
     monkeypatch.setattr(MMLogger, '_instance_dict', OrderedDict())
 
 
+# Forks of a process that has done nothing but imports, which take seconds: where torch is built for a GPU, autograd does
+# not work in a fork of one that has used it.
+mp.set_forkserver_preload(['asl_mmdet', 'tests.conftest'])
+
+
 def in_processes(function, folder, number=2):
-    """What ``function(rank)`` returns in each of so many processes that form a group, in a new folder each call."""
+    """What ``function(rank)`` returns in each of so many processes that form a group, in a new folder each call.
+
+    ``function`` is pickled, so that it is one of a module, or a partial of one.
+    """
     folder = tempfile.mkdtemp(dir=folder)
-    # A fork inherits what is imported, which takes seconds.
-    mp.start_processes(_run_rank, (function, folder, number), nprocs=number, start_method='fork')
+    mp.start_processes(_run_rank, (function, folder, number), nprocs=number, start_method='forkserver')
     return [pickle.loads(Path(folder, f'{rank}.pkl').read_bytes()) for rank in range(number)]
 
 

@@ -35,7 +35,7 @@ BOXES = [
 
 @functools.cache
 def model_of(name):
-    """In float64; the same in every process, which are forks."""
+    """In float64; the same in every process."""
     init_default_scope('mmdet')
     torch.manual_seed(0)
     if name in DETECTORS:
@@ -93,25 +93,22 @@ def close(one, other):
 SHARES = [([0, 1], [2, 3]), ([0, 1, 2], [3]), ([0], [1, 2, 3]), ([3], [2, 0, 1])]
 
 
+def gradients(rank):
+    """By model and share."""
+    names = (*CLASSIFIERS, *DETECTORS)
+    by_share = {
+        (name, i): gradient(name, [share[rank]], distributed=True) for name in names for i, share in enumerate(SHARES)
+    }
+    for name in names:
+        batches = [[0], [1]] if rank == 0 else [[2], [3]]
+        by_share[name, 'accumulated'] = gradient(name, batches, distributed=True)
+        by_share[name, 'no positive'] = gradient(name, [[rank + 2]], distributed=True)
+    return by_share
+
+
 @pytest.fixture(scope='module')
 def of_two(tmp_path_factory):
-    """Gradients of two processes by model and share, from one pair of processes."""
-    names = (*CLASSIFIERS, *DETECTORS)
-    for name in names:
-        model_of(name)
-
-    def gradients(rank):
-        by_share = {
-            (name, i): gradient(name, [share[rank]], distributed=True)
-            for name in names
-            for i, share in enumerate(SHARES)
-        }
-        for name in names:
-            batches = [[0], [1]] if rank == 0 else [[2], [3]]
-            by_share[name, 'accumulated'] = gradient(name, batches, distributed=True)
-            by_share[name, 'no positive'] = gradient(name, [[rank + 2]], distributed=True)
-        return by_share
-
+    """``gradients`` of one pair of processes."""
     first, second = in_processes(gradients, tmp_path_factory.mktemp('two'))
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
     return first

@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import time
+from functools import partial
 
 import cv2
 import numpy as np
@@ -88,20 +89,20 @@ def test_the_metric_of_classifiers_gives_what_it_gives_without_a_report(tmp_path
     assert all(score == pytest.approx(scores[row, i].item()) for i, score, _ in first.labels)
 
 
+def evaluation_of_rank(folder, rank):
+    _, _, made = samples(folder, 15)
+    metric = MultiLabelReportMetric()
+    evaluator = Evaluator(metric)
+    evaluator.dataset_meta = dict(classes=CLASSES)
+    evaluator.process([made[i % 15] for i in range(rank, 16, 2)])  # mmengine's sampler repeats the first image
+    evaluator.evaluate(15)
+    return metric.evaluation
+
+
 def test_of_two_processes_the_first_keeps_all_images_once(tmp_path):
-    _, _, made = samples(tmp_path, 15)
     one = MultiLabelReportMetric()
-    evaluate(one, made)
-
-    def shard(rank):
-        metric = MultiLabelReportMetric()
-        evaluator = Evaluator(metric)
-        evaluator.dataset_meta = dict(classes=CLASSES)
-        evaluator.process([made[i % 15] for i in range(rank, 16, 2)])  # mmengine's sampler repeats the first image
-        evaluator.evaluate(15)
-        return metric.evaluation
-
-    first, second = in_processes(shard, tmp_path)
+    evaluate(one, samples(tmp_path, 15)[2])
+    first, second = in_processes(partial(evaluation_of_rank, tmp_path), tmp_path)
     assert second is None and first.num_images == 15
     assert first.curves.true_positives.tolist() == one.evaluation.curves.true_positives.tolist()
     assert [picture.path for picture in first.worst] == [picture.path for picture in one.evaluation.worst]

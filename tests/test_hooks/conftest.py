@@ -1,6 +1,7 @@
 """A model of one free logit a class, so that probabilities and gaps are known by hand, and real Runner runs of it."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -50,37 +51,40 @@ class Batches(Dataset):
         return self.batches[index]
 
 
+def train_on(
+    folder, batches, hooks, loss=None, epochs=1, calls=1, interval=1, work_dir='work', lr=0.0, model=None, **kwargs
+):
+    """Trains on batches of probabilities and labels with frozen logits; returns runner and scalars of every step."""
+    work_dir = folder / work_dir
+    model = model or Logits(loss or AsymmetricLoss(), num_classes=len(batches[0][1][0]), calls=calls)
+    loader = dict(
+        batch_size=1,
+        num_workers=0,
+        dataset=Batches(batches),
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=lambda items: items[0],
+    )
+    runner = Runner(
+        model=model,
+        work_dir=str(work_dir),
+        experiment_name=f'{folder.parent.name}-{folder.name}-{work_dir.name}',
+        default_scope='mmdet',
+        log_level='WARNING',
+        train_dataloader=loader,
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        optim_wrapper=kwargs.pop('optim_wrapper', dict(optimizer=dict(type='SGD', lr=lr))),
+        default_hooks=dict(logger=dict(type='LoggerHook', interval=interval)),
+        custom_hooks=hooks,
+        **kwargs,
+    )
+    runner.train()
+    history = runner.message_hub.log_scalars
+    scalars = {key[6:]: list(value.data[0]) for key, value in history.items() if key.startswith('train/')}
+    assert all(math.isfinite(value) for key in scalars if key != 'loss' for value in scalars[key])
+    return runner, scalars
+
+
 @pytest.fixture
 def run_batches(tmp_path):
-    """Trains on batches of probabilities and labels with frozen logits; returns runner and scalars of every step."""
-
-    def run(batches, hooks, loss=None, epochs=1, calls=1, interval=1, work_dir='work', lr=0.0, model=None, **kwargs):
-        work_dir = tmp_path / work_dir
-        model = model or Logits(loss or AsymmetricLoss(), num_classes=len(batches[0][1][0]), calls=calls)
-        loader = dict(
-            batch_size=1,
-            num_workers=0,
-            dataset=Batches(batches),
-            sampler=dict(type='DefaultSampler', shuffle=False),
-            collate_fn=lambda items: items[0],
-        )
-        runner = Runner(
-            model=model,
-            work_dir=str(work_dir),
-            experiment_name=f'{tmp_path.parent.name}-{tmp_path.name}-{work_dir.name}',
-            default_scope='mmdet',
-            log_level='WARNING',
-            train_dataloader=loader,
-            train_cfg=dict(by_epoch=True, max_epochs=epochs),
-            optim_wrapper=kwargs.pop('optim_wrapper', dict(optimizer=dict(type='SGD', lr=lr))),
-            default_hooks=dict(logger=dict(type='LoggerHook', interval=interval)),
-            custom_hooks=hooks,
-            **kwargs,
-        )
-        runner.train()
-        history = runner.message_hub.log_scalars
-        scalars = {key[6:]: list(value.data[0]) for key, value in history.items() if key.startswith('train/')}
-        assert all(math.isfinite(value) for key in scalars if key != 'loss' for value in scalars[key])
-        return runner, scalars
-
-    return run
+    """``train_on`` in the folder of the test."""
+    return partial(train_on, tmp_path)

@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -70,25 +71,29 @@ OF_TWO = [
 ]
 
 
-@pytest.mark.parametrize('per_class', [False, True])
-@pytest.mark.parametrize('accumulated', [1, 2])
-def test_two_processes_with_uneven_batches_adapt_like_one(run_batches, tmp_path, per_class, accumulated):
+def adapted(run_batches, per_class, accumulated, batches, work_dir, **kwargs):
+    """Scalars of every step, and the state of the loss."""
     options = dict(adapt='gamma_neg' if per_class else 'both', per_class=per_class)
     hooks = [dict(type='ProbabilityGapHook', every=1), *adaptive(target=0.1, step=2.0, **options)]
+    wrapper = dict(optimizer=dict(type='SGD', lr=0.0), accumulative_counts=accumulated)
+    runner, scalars = run_batches(batches, hooks, work_dir=work_dir, optim_wrapper=wrapper, **kwargs)
+    loss = (runner.model.module if kwargs else runner.model).loss_cls
+    return scalars, {name: value.tolist() for name, value in loss.state_dict().items()}
 
-    def run(batches, work_dir, **kwargs):
-        wrapper = dict(optimizer=dict(type='SGD', lr=0.0), accumulative_counts=accumulated)
-        runner, scalars = run_batches(batches, hooks, work_dir=work_dir, optim_wrapper=wrapper, **kwargs)
-        loss = (runner.model.module if kwargs else runner.model).loss_cls
-        return scalars, {name: value.tolist() for name, value in loss.state_dict().items()}
 
+def adapted_in_process(run_batches, per_class, accumulated, rank):
     # The sampler deals the batches out in turn.
     dealt = [batch for pair in OF_TWO for batch in pair]
     wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
-    ranks = in_processes(
-        lambda rank: run(dealt, f'rank{rank}', launcher='pytorch', cfg=dict(model_wrapper_cfg=wrapper)), tmp_path
-    )
-    scalars, state = run([(p + q, y + z) for (p, y), (q, z) in OF_TWO], 'one')
+    options = dict(launcher='pytorch', cfg=dict(model_wrapper_cfg=wrapper))
+    return adapted(run_batches, per_class, accumulated, dealt, f'rank{rank}', **options)
+
+
+@pytest.mark.parametrize('per_class', [False, True])
+@pytest.mark.parametrize('accumulated', [1, 2])
+def test_two_processes_with_uneven_batches_adapt_like_one(run_batches, tmp_path, per_class, accumulated):
+    ranks = in_processes(partial(adapted_in_process, run_batches, per_class, accumulated), tmp_path)
+    scalars, state = adapted(run_batches, per_class, accumulated, [(p + q, y + z) for (p, y), (q, z) in OF_TWO], 'one')
     assert len(set(scalars['gap'])) == len(scalars['gap']) == 3
     assert len(set(scalars['gamma_neg'])) == 3 and len(scalars['gamma_neg']) == 4
     for of_rank, state_of_rank in ranks:

@@ -308,7 +308,7 @@ def test_bad_arguments_are_named():
 
 
 def rank_of_two(rank, folder, item, added_up, hook):
-    torch.set_num_threads(1)  # OpenMP does not survive a fork with more
+    torch.set_num_threads(1)
     torch.distributed.init_process_group(
         'gloo', f'file://{folder}/store', timedelta(minutes=5), rank=rank, world_size=2
     )
@@ -330,7 +330,7 @@ def rank_of_two(rank, folder, item, added_up, hook):
 @pytest.mark.parametrize('hook, over', [(NonFiniteHook, 2), (LikeGPU, 3)])
 def test_two_processes_stop_together(tmp_path, item, added_up, what, hook, over):
     """Gradients that are being added up are each process's own: the other one cannot see what is wrong."""
-    mp.start_processes(rank_of_two, (tmp_path, item, added_up, hook()), nprocs=2, start_method='fork')
+    mp.start_processes(rank_of_two, (tmp_path, item, added_up, hook()), nprocs=2, start_method='forkserver')
     (first, iteration), (second, other) = (pickle.loads((tmp_path / f'{rank}.pkl').read_bytes()) for rank in (0, 1))
     assert first == second and iteration == other == over
     assert first.startswith(f'Iteration 3 (epoch 1): the {what} is not finite. Images: ')
