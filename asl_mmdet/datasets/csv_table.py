@@ -291,7 +291,7 @@ class CSVMultiLabelDataset(MultiLabelDataset):
                 yield cells[image].strip() + self.image_suffix
 
         names = self._encode(images(), lines)
-        form, classes, column_of_token = self._form(vocabulary, first_lines, separator, max(counts, default=0))
+        form, classes, column_of_token = self._form(vocabulary, first_lines, separator, counts)
         between = f' separated by {separator!r}' if separator else ', one per image'
         origin = ' from the file in alphabetical order' if self._metainfo.get('classes') is None else ''
         self.log(
@@ -343,7 +343,7 @@ class CSVMultiLabelDataset(MultiLabelDataset):
             raise AnnotationError(f'{self.ann_file}, line {line}: {quoted(cell)} has an empty label')
         return [label for label in labels if label]
 
-    def _form(self, vocabulary, first_lines, separator, longest):
+    def _form(self, vocabulary, first_lines, separator, counts):
         """``(form, classes, column_of_token)``, with other labels as classes behind the chosen ones."""
         classes, form = self._metainfo.get('classes'), self.label_form
         numbers = bool(vocabulary) and all(label.isdigit() and label.isascii() for label in vocabulary)
@@ -359,8 +359,8 @@ class CSVMultiLabelDataset(MultiLabelDataset):
                     f'labels are numbers such as {quoted(example)}, and so are the names in classes',
                     "label_form='names' or 'indices'",
                 )
-            # Three numbers in a cell would repeat one of the two classes.
-            if set(vocabulary) <= {'0', '1'} and (separator is None or longest > 2):
+            # As indices of two classes, some cell would hold one alone, and none three, which repeat one.
+            if set(vocabulary) <= {'0', '1'} and (separator is None or 1 not in counts or max(counts) > 2):
                 self._refuse(
                     'the only label column holds nothing but 0 and 1',
                     "label_form='columns' if it is a class of that name, a column for each class if each cell marks "

@@ -144,6 +144,8 @@ def test_space_is_decided_by_the_classes(read):
         ('image,labels\na.jpg,3;5\n', ['3', '4', '5', '6', '7', '8'], "label_form='names' or 'indices'"),
         ('image,labels\na.jpg,1\nb.jpg,0\n', ['cat', 'dog'], "label_form='columns' .*label_form='indices'"),
         ('image,labels\na.jpg,0 1 0\nb.jpg,0 0 0\n', ['cat', 'dog', 'tree'], 'a column for each class if each cell'),
+        ('image,labels\na.jpg,0 1\nb.jpg,0 0\n', ['cat', 'dog'], 'a column for each class if each cell'),
+        ('image,labels\na.jpg,0 1 0\nb.jpg,1\n', ['cat', 'dog', 'tree'], 'a column for each class if each cell'),
         ('image,dog\na.jpg,1\nb.jpg,-1\n', None, "the only label column holds '-1', '1'. .*label_form='columns' if"),
         ('image,dog\na.jpg,1.0\nb.jpg,0.0\n', ['dog'], "label_form='columns' if .*label_form='names'"),
         ('image,dog\na.jpg,True\nb.jpg,False\n', None, "label_form='columns' if .*label_form='names'"),
@@ -188,7 +190,8 @@ def test_options_decide(read):
     numbers = ['3', '4', '5', '6', '7', '8']
     assert read('image,labels\na.jpg,3;5\n', numbers, label_form='names')[1] == {'a.jpg': [0, 2]}
     assert read('image,labels\na.jpg,3;5\n', numbers, label_form='indices')[1] == {'a.jpg': [3, 5]}
-    assert read('image,labels\na.jpg,1;0\n', ['0', '1'])[1] == {'a.jpg': [0, 1]}  # both readings agree
+    both = read('image,labels\na.jpg,1;0\nb.jpg,1\n', ['0', '1'])[1]
+    assert both == {'a.jpg': [0, 1], 'b.jpg': [1]}  # both readings agree
     assert read('image,dog\na.jpg,1\nb.jpg,0\n', label_form='columns') == (('dog',), {'a.jpg': [0], 'b.jpg': []})
     assert read('image,split,labels\na.jpg,1,dog\n', label_column='labels')[1] == {'a.jpg': [0]}
     assert read('image,split,labels\na.jpg,1,dog\n', label_column=2)[1] == {'a.jpg': [0]}
@@ -217,7 +220,7 @@ def test_options_decide(read):
         ),
         ('image,labels\na.jpg,dog tree\n', dict(classes=['dog', 'tree'], label_separator=';'), "line 2: 'dog tree' is"),
         ('image,labels\na.jpg,0\nb.jpg,2\n', dict(classes=['x', 'y']), r'line 3: index 2 .*\[0, 1\]. index_base=1'),
-        ('image,labels\na.jpg,0;1\n', dict(classes=['x', 'y'], index_base=1), r'line 2: index 0 lies outside \[1, 2\]'),
+        ('image,labels\na.jpg,0;2\n', dict(classes=['x', 'y'], index_base=1), r'line 2: index 0 lies outside \[1, 2\]'),
         (
             'image,labels\na.jpg,0;01\nb.jpg,' + '9' * 5000 + '\n',
             dict(classes=['x', 'y']),
