@@ -57,8 +57,8 @@ def new_loggers(monkeypatch):
     monkeypatch.setattr(MMLogger, '_instance_dict', OrderedDict())
 
 
-# Forks of a process that has done nothing but imports, which take seconds. Where torch is built for a GPU, autograd does
-# not work in a fork of a process that has used it.
+# Forks of a process that has done nothing but imports, which take seconds. Where torch is built for a GPU, autograd
+# does not work in a fork of a process that has used it.
 mp.set_forkserver_preload(['asl_mmdet', 'tests.conftest'])
 
 
