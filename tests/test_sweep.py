@@ -97,7 +97,7 @@ def killed_and_started_again(options, tmp_path_factory):
 def test_a_killed_sweep_goes_on_where_it_was(killed_and_started_again):
     work, again, _ = killed_and_started_again
     assert '6 runs' in again.stdout and '1 of them finished before' in again.stdout
-    assert re.search(r'focal, seed 0: goes on from epoch_\d+\.pth', again.stdout)
+    assert 'focal, seed 0: goes on\n' in again.stdout
     assert 'focal, seed 1: starts' in again.stdout and 'asl, seed 0' not in again.stdout
     log = (work / 'focal/seed0/train.log').read_text()
     assert len(re.findall(rf'Epoch\(val\) +\[{EPOCHS}\]', log)) == 1
@@ -318,10 +318,10 @@ def test_the_last_validation_counts_and_the_last_values_of_the_hooks():
     assert sweep.final_values(scalars[:1]) == (0, dict(gap=-0.5, gamma_neg=0.1))
 
 
-def test_a_torn_line_of_the_log_is_left_out(tmp_path):
-    for start, text in (('20260102_1', '{"step": 2}\n{"ste'), ('20260101_1', '{"step": 1}\n')):
+def test_a_spoilt_line_of_the_log_is_left_out(tmp_path):
+    for start, content in (('20260102_1', b'{"step": 2}\n{"ste'), ('20260101_1', b'{"step": 1}\n\xbd\xff\n')):
         (tmp_path / start / 'vis_data').mkdir(parents=True)
-        (tmp_path / start / 'vis_data/scalars.json').write_text(text)
+        (tmp_path / start / 'vis_data/scalars.json').write_bytes(content)
     assert sweep.read_scalars(tmp_path) == [dict(step=1), dict(step=2)]
 
 
@@ -332,9 +332,24 @@ def test_the_last_checkpoint_tells_how_far_a_run_is(tmp_path):
     }
     assert runs['epoch'].saved_step == 0
     # SIGTERM leaves one that counts iterations, also in a run by epochs.
-    for name in ('epoch_3', 'epoch_4', 'epoch_10', 'iter_70'):
+    for name in ('epoch_3', 'epoch_4', 'epoch_10', 'iter_70', 'epoch_99_swa', 'best_mAP_epoch_98'):
         (tmp_path / f'{name}.pth').touch()
     assert (runs['epoch'].saved_step, runs['iter'].saved_step) == (10, 70)
+
+
+@pytest.mark.parametrize(
+    ('files', 'resumes'),
+    [(['epoch_1.pth', 'last_checkpoint'], True), (['epoch_1.pth'], True), (['last_checkpoint'], False), ([], False)],
+)
+def test_a_run_is_resumed_where_a_checkpoint_of_it_is_left(files, resumes, tmp_path, monkeypatch):
+    """The marker alone, whose checkpoints were deleted, is nothing that train.py could go on from."""
+    for name in files:
+        (tmp_path / name).write_text('/moved/epoch_1.pth')
+    commands, said = [], []
+    monkeypatch.setattr(sweep, 'execute', lambda command, *_: commands.append(command))
+    run = sweep.Run('asl', 0, tmp_path, Config(dict(train_cfg=dict(max_epochs=2))), {})
+    assert sweep.train(run, 1, {}, threading.Event(), said.append) == 'stopped'
+    assert ('--resume' in commands[0]) == resumes and said == [f'asl, seed 0: {"goes on" if resumes else "starts"}']
 
 
 ROWS = [

@@ -103,10 +103,15 @@ class Run:
         return loop['max_epochs'] if 'max_epochs' in loop else loop['max_iters']
 
     @property
+    def checkpoints(self) -> list[tuple[str, int]]:
+        """Unit and number of each; SIGTERM leaves one that counts iterations, also in a run by epochs."""
+        names = (re.fullmatch(r'(epoch|iter)_(\d+)\.pth', path.name) for path in self.folder.glob('*.pth'))
+        return [(name[1], int(name[2])) for name in names if name]
+
+    @property
     def saved_step(self) -> int:
         """That of the last checkpoint of those by epochs or by iterations, whichever the run counts."""
-        unit = 'epoch' if 'max_epochs' in self.config.train_cfg else 'iter'
-        return max((int(path.stem.partition('_')[2]) for path in self.folder.glob(f'{unit}_*.pth')), default=0)
+        return max((step for unit, step in self.checkpoints if f'max_{unit}s' in self.config.train_cfg), default=0)
 
 
 # ---- The grid
@@ -331,10 +336,10 @@ def check_origin(path: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def read_scalars(folder: Path) -> list[dict[str, Any]]:
-    """The lines that a run logged, over all its starts; what a kill has torn off is left out."""
+    """The lines that a run logged, over all its starts; what a kill or a crash spoilt is left out."""
     lines = []
     for path in sorted(folder.glob('*/vis_data/scalars.json')):
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
             with suppress(json.JSONDecodeError):
                 lines.append(json.loads(line))
     return lines
@@ -384,13 +389,12 @@ def train(
             config = run.folder / 'config.py'
             with DUMPING:
                 run.config.dump(config)
-            marker = run.folder / 'last_checkpoint'
-            last = Path(marker.read_text()).name if marker.is_file() else ''
-            say(f'{run.title}: {f"goes on from {last}" if last else "starts"}')
+            resume = ['--resume'] if run.checkpoints else []
+            say(f'{run.title}: {"goes on" if resume else "starts"}')
             command = [sys.executable, str(ROOT / 'tools/train.py'), str(config)]
             if processes > 1:
                 command = [str(ROOT / 'tools/dist_train.sh'), str(config), str(processes)]
-            command += ['--work-dir', str(run.folder)] + (['--resume'] if last else [])
+            command += ['--work-dir', str(run.folder), *resume]
             status = execute(command, log_path, {'PYTHON': sys.executable, **environment}, lock, stop)
             if status is None:
                 return 'stopped'
