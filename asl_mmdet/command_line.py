@@ -100,7 +100,7 @@ class ConfigError(ValueError):
 def config_from_file(path: str | Path) -> Config:
     """
     Raises:
-        ConfigError: it is not there, one that it inherits from is not, or it fails.
+        ConfigError: it, one that it inherits from, or a file that they read is not there, or it fails.
     """
     if not Path(path).is_file():
         raise ConfigError(f'no config file {path}')
@@ -108,7 +108,7 @@ def config_from_file(path: str | Path) -> Config:
         return Config.fromfile(path)
     except FileNotFoundError as error:
         raise ConfigError(
-            f'{path}, or a config that it inherits from, has a _base_ that is missing: {error}'
+            f'{path}, or a config that it inherits from, has a _base_, or reads a file, that is missing: {error}'
         ) from error
     except Exception as error:  # a config is a program
         last = traceback.extract_tb(error.__traceback__)[-1]

@@ -154,6 +154,11 @@ def test_a_base_that_is_missing_is_named_with_the_config(tmp_path):
     (tmp_path / 'config.py').write_text("_base_ = 'none.py'")
     with pytest.raises(SystemExit, match=rf'{tmp_path}/config.py, or a config .* missing: .*{tmp_path}/none.py'):
         loaded(tmp_path / 'config.py')
+    (tmp_path / 'config.py').write_text("classes = open('classes.txt').read()")
+    with pytest.raises(
+        SystemExit, match=rf"{tmp_path}/config.py, .* or reads a file, that is missing: .*'classes.txt'"
+    ):
+        loaded(tmp_path / 'config.py')
 
 
 def test_a_config_that_is_no_program_is_named(tmp_path):
