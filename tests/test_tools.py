@@ -377,7 +377,8 @@ def test_processes_wait_for_ten_minutes_unless_told_otherwise(monkeypatch):
 def test_test_evaluates_dumps_and_draws_a_classifier(trained_classifier, shapes, tmp_path):
     work_dir, _ = trained_classifier
     command = ['tools/test.py', CLASSIFIER, work_dir / f'epoch_{EPOCHS}.pth', '--work-dir', tmp_path]
-    done = run_tool(*command, '--out', tmp_path / 'out.pkl', '--show-dir', 'drawn', *classifier_on(shapes))
+    of_a_resumed_run = classifier_on(shapes, 'resume=True', 'train_dataloader.dataset.ann_file=none.json')
+    done = run_tool(*command, '--out', tmp_path / 'out.pkl', '--show-dir', 'drawn', *of_a_resumed_run)
     assert done.returncode == 0, done.stdout
     result = json.loads(next(tmp_path.glob('*/*.json')).read_text())
     assert result['multi-label/mAP'] == pytest.approx(final_scalars(work_dir)['multi-label/mAP'], abs=1e-6)

@@ -38,7 +38,8 @@ def main() -> None:
         parser.error(f'no checkpoint file {args.checkpoint}')
 
     setup_cache_size_limit_of_dynamo()
-    cfg.load_from = args.checkpoint
+    # The config in the work dir of a resumed run says so, and training would be built up to go on with.
+    cfg.load_from, cfg.resume = args.checkpoint, False
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     if args.report:
