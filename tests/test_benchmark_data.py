@@ -1,4 +1,5 @@
 import importlib
+from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -51,3 +52,11 @@ def test_wrong_calls_say_what_is_wrong(tool, tmp_path, monkeypatch):
         with pytest.raises(SystemExit) as error:
             tool.main()
         assert error.value.code == message
+
+
+def test_workers_that_would_end_are_refused(tool, monkeypatch):
+    monkeypatch.setattr('sys.argv', [TOOL, '--cfg-options', 'train_dataloader.num_workers=0'])
+    monkeypatch.setattr('asl_mmdet.command_line.tempfile', SimpleNamespace(gettempdir=lambda: f'/{"x" * 90}'))
+    monkeypatch.setattr(tool, 'draw_pictures', None)
+    with pytest.raises(SystemExit, match='Set TMPDIR to a shorter one'):
+        tool.main()

@@ -26,7 +26,7 @@ from mmengine.utils.dl_utils import set_multi_processing
 from rich.console import Console
 from rich.progress import track
 
-from asl_mmdet.command_line import add_cfg_options, read_config
+from asl_mmdet.command_line import add_cfg_options, check_temporary_folder, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/multi_label/tresnet-m_asl_8xb16-60e_coco2014-224.py'
@@ -113,6 +113,8 @@ def main() -> None:
 
     register_all_modules(init_default_scope=True)
     cfg = read_config(args.config, args.cfg_options)
+    cfg.train_dataloader.num_workers = max(args.workers)
+    check_temporary_folder(cfg, 'train')
     set_multi_processing(**cfg.env_cfg.mp_cfg)
     loader_cfg = cfg.train_dataloader.to_dict()
     dataset_cfg = loader_cfg.pop('dataset')
