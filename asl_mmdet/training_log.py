@@ -27,7 +27,7 @@ def logged_lines(folder: Path) -> list[dict[str, float]]:
     lines = []
     for log in logs:
         # A crash of the machine may leave bytes that are no text: a line of them is named like any other.
-        texts = log.read_text(encoding='utf-8', errors='replace').splitlines()
+        texts = _text(log).splitlines()
         run = []
         for number, text in enumerate(texts, 1):
             try:
@@ -38,13 +38,17 @@ def logged_lines(folder: Path) -> list[dict[str, float]]:
                         f'{log}, line {number}: {text[:60]!r} is not a JSON object; delete the line'
                     ) from error
         config = log.with_name('config.py')
-        resumed = config.is_file() and re.search(r'^resume = True$', config.read_text(), re.MULTILINE)
+        resumed = config.is_file() and re.search(r'^resume = True$', _text(config), re.MULTILINE)
         start = next((line['step'] for line in run if is_training(line)), math.inf)
         if start == math.inf and not resumed:
             continue
         replaced = (i for i, line in enumerate(lines) if not resumed or is_training(line) and line['step'] >= start)
         lines = lines[: next(replaced, len(lines))] + run
     return lines
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding='utf-8', errors='replace')
 
 
 def is_training(line: dict[str, float]) -> bool:

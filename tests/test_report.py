@@ -241,6 +241,9 @@ def test_training_curves(tmp_path):
     assert "line 1: 'nonsense' is not a JSON object" in training_charts(tmp_path)['text']
     (tmp_path / '20260101_000000/vis_data/scalars.json').write_bytes(b'\xbd\xff\n{}')
     assert "line 1: '\ufffd\ufffd' is not a JSON object" in training_charts(tmp_path)['text']
+    (tmp_path / '20260101_000000/vis_data/scalars.json').write_text('{"loss": 1.5, "step": 10}')
+    (tmp_path / '20260101_000000/vis_data/config.py').write_bytes(b'\xbd\xff\n')
+    assert '1 lines of training' in training_charts(tmp_path)['text']
 
 
 # --------------------------------------------------------------------------------------------------------- in a browser
