@@ -320,6 +320,14 @@ class _Structure(NamedTuple):
                 return name
         return dict(layers=self.layers, width=self.planes / 64, v2=self.v2)
 
+    @property
+    def missing_stages(self) -> str:
+        """What to say of a file that has a stage without blocks."""
+        return (
+            f'The file holds the stages layers={self.layers[: self.layers.index(0)]} alone, as a backbone whose '
+            'out_indices end there is saved'
+        )
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Checkpoints. One unit, a convolution and its norm, by layout (S = stage, B = block):
@@ -360,8 +368,15 @@ class TResNetWeights(NamedTuple):
 
     @property
     def arch(self) -> str | dict:
-        """The architecture the tensors belong to, as ``TResNet`` takes it."""
-        return _Structure.of_state(self.state).arch
+        """The architecture the tensors belong to, as ``TResNet`` takes it.
+
+        Raises:
+            CheckpointError: stages are missing.
+        """
+        structure = _Structure.of_state(self.state)
+        if not all(structure.layers):
+            raise CheckpointError(f'{structure.missing_stages}: take a whole one')
+        return structure.arch
 
 
 def read_weights(
@@ -462,10 +477,7 @@ def load_weights(model: TResNet, weights: TResNetWeights, source: str | Path) ->
         found = '; '.join(f'{len(keys)} {what}: {_some(keys)}' for what, keys in problems.items() if keys)
         wanted, given = _Structure.of_arch(model.arch), _Structure.of_state(weights.state)
         if not all(given.layers):
-            remedy = (
-                f'The file holds the stages layers={given.layers[: given.layers.index(0)]} alone, as a backbone whose '
-                f'out_indices end there is saved: take a whole file of arch={model.arch!r}.'
-            )
+            remedy = f'{given.missing_stages}: take a whole file of arch={model.arch!r}.'
         elif given != wanted:
             remedy = f'The file holds arch={given.arch!r}: set arch so, or take a file of arch={model.arch!r}.'
         else:

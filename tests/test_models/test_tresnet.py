@@ -678,6 +678,15 @@ def test_converter_makes_the_folder_it_writes_into(tmp_path, monkeypatch, capsys
     assert exit_.value.code == 1 and str(tmp_path / 'own.pth') in capsys.readouterr().err
 
 
+def test_converter_names_a_backbone_that_ends_early(tmp_path, monkeypatch, capsys):
+    torch.save(TResNet(TINY, out_indices=(2,)).state_dict(), tmp_path / 'own.pth')
+    monkeypatch.setattr(sys, 'argv', ['tresnet.py', str(tmp_path / 'own.pth'), str(tmp_path / 'b.pth')])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(CONVERTER, run_name='__main__')
+    assert exit_.value.code == 1
+    assert 'The file holds the stages layers=(1, 2, 1) alone' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('bottleneck', [None, 6])
 def test_converter_writes_the_authors_classifiers_whole(tmp_path, monkeypatch, capsys, bottleneck):
     """The names of the head in the official code: head.fc, with two layers behind one another for Open Images."""
