@@ -656,12 +656,13 @@ def test_a_box_without_area_is_told_where_pycocotools_counts_it_as_missed(shapes
         assert '1 boxes are without area, such as annotation 1, bbox [3, 3, 0, 9]. pycocotools counts' in said[0]
 
 
-def test_an_evaluators_file_has_the_images_of_its_data_set(shapes, tmp_path):
+@pytest.mark.parametrize('kind', ['CocoMetric', 'mmdet.CocoMetric', 'mmdet.CocoReportMetric'])
+def test_an_evaluators_file_has_the_images_of_its_data_set(shapes, tmp_path, kind):
     loader = Config.fromfile(CONFIG).val_dataloader
     loader.dataset.data_root = f'{shapes}/'
     shutil.copy(shapes / 'annotations/val.json', tmp_path / 'copy.json')
-    guard_detection_data(loader, [ConfigDict(type='CocoMetric', ann_file=f'{tmp_path}/copy.json')], False)
-    evaluators = [ConfigDict(type='CocoMetric', ann_file=f'{shapes}/annotations/train.json')]
+    guard_detection_data(loader, [ConfigDict(type=kind, ann_file=f'{tmp_path}/copy.json')], False)
+    evaluators = [ConfigDict(type=kind, ann_file=f'{shapes}/annotations/train.json')]
     with pytest.raises(
         AnnotationError, match='evaluator reads .*/train.json, whose images are not those of .*val.json'
     ):

@@ -87,7 +87,8 @@ def guard_detection_data(dataloader: ConfigDict, evaluators: Sequence[ConfigDict
         checked.append(osp.realpath(path))
     for evaluator in evaluators:
         path = evaluator.get('ann_file')
-        reads_coco = evaluator.get('type') in ('CocoMetric', 'CocoReportMetric')
+        # test.py --report writes the scope in front.
+        reads_coco = str(evaluator.get('type')).rpartition('.')[2] in ('CocoMetric', 'CocoReportMetric')
         if path and reads_coco and osp.realpath(path) not in checked and '://' not in path:
             content = _coco_content(path, may_lack_annotations=False)
             coco_arrays(content, path)
