@@ -17,7 +17,7 @@ help:
 	@echo 'make lint      ruff and mypy, of the environment or of PATH'
 	@echo 'make clean     remove .venv, .venv-openmmlab and work_dirs; the compiled ops stay in the cache'
 	@echo
-	@echo 'PYTHON=python3.11   the Python (3.10 to 3.12) that a new environment is made from'
+	@echo 'PYTHON=python3.11   the Python (3.10 to 3.13, with openmmlab 3.12) that a new environment is made from'
 	@echo 'STACK=openmmlab     the packages of January 2024 instead of the maintained ones, in .venv-openmmlab'
 	@echo 'VENV=/path/to/env   an environment that is there already, venv or conda; its torch is kept'
 	@echo 'JOBS=4              test processes side by side (2 where nothing is said)'
@@ -25,7 +25,7 @@ help:
 
 install:
 	@command -v $(PYTHON) >/dev/null || \
-		{ echo '$(PYTHON) is missing: install Python 3.10 to 3.12, or name one with PYTHON=' >&2; exit 1; }
+		{ echo '$(PYTHON) is missing: install Python 3.10 to 3.13, or name one with PYTHON=' >&2; exit 1; }
 	@$(PYTHON) tools/setup_env.py --stack $(STACK) --env $(VENV)
 
 demo: install

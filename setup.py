@@ -40,6 +40,7 @@ setup(
         'Programming Language :: Python :: 3.10',
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
         'Topic :: Scientific/Engineering :: Image Recognition',
         'Typing :: Typed',
@@ -71,7 +72,7 @@ setup(
     # Into site-packages.
     data_files=[('../purelib', ['startup/asl_mmdet_scope.pth', 'startup/asl_mmdet_scope.py'])],
     cmdclass=dict(build_py=BuildPyAndData),
-    python_requires='>=3.10,<3.13',
+    python_requires='>=3.10,<3.14',
     # Neither torch nor the mm packages stand here: a second distribution of the same imports, or a torch other than the
     # one mmcv's ops were compiled for, breaks an environment that works.
     install_requires=[],

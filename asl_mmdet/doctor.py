@@ -66,8 +66,8 @@ def devices() -> list[str]:
 
 def remedies(found: dict[str, str], parts: dict[str, str]) -> Iterator[str]:
     """One line for each thing to mend."""
-    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
-        yield f'Python {platform.python_version()} is none of 3.10 to 3.12, which the packages exist for: {INSTALL}'
+    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+        yield f'Python {platform.python_version()} is none of 3.10 to 3.13, which the packages exist for: {INSTALL}'
     for fault, _ in stack_faults():
         yield fault
     if len(installed_stacks(found)) > 1:

@@ -6,6 +6,7 @@ import torch
 from mmdet.registry import PARAM_SCHEDULERS
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
@@ -14,6 +15,12 @@ import asl_mmdet.one_cycle  # noqa: F401, registers ScalableOneCycleLR
 from tests.conftest import ROOT
 
 SCHEDULES = ROOT / 'configs/_base_/schedules'
+
+
+@pytest.fixture(autouse=True)
+def mmdet():
+    with DefaultScope.overwrite_default_scope('mmdet'):  # a Runner of another test may have left its own
+        yield
 
 
 def trajectory(schedulers, optimizer, steps):

@@ -46,19 +46,30 @@ def fake_environment(env, torch='2.13.0+cpu', ops=True):
 # -- the machine
 
 
-@pytest.mark.parametrize('version', [(3, 10), (3, 11, 7), (3, 12)])
-def test_accepts_the_pythons_that_the_pins_exist_for(version):
-    setup_env.check_python(version, 'python3')
+@pytest.mark.parametrize(
+    'version, stack', [((3, 10), 'onedl'), ((3, 13, 1), 'onedl'), ((3, 10), 'openmmlab'), ((3, 12), 'openmmlab')]
+)
+def test_accepts_the_pythons_that_the_pins_exist_for(version, stack):
+    setup_env.check_python(version, 'python3', stack)
 
 
-@pytest.mark.parametrize('version', [(3, 6, 15), (3, 9), (3, 13), (4, 0)])
-def test_wrong_python_names_one_that_is_there(version, monkeypatch):
+@pytest.mark.parametrize(
+    'version, stack, newest',
+    [
+        ((3, 6, 15), 'onedl', 13),
+        ((3, 9), 'onedl', 13),
+        ((3, 14), 'onedl', 13),
+        ((4, 0), 'onedl', 13),
+        ((3, 13), 'openmmlab', 12),
+    ],
+)
+def test_wrong_python_names_one_that_is_there(version, stack, newest, monkeypatch):
     monkeypatch.setattr(setup_env, 'works', lambda python, code: python in ('python3.11', 'python3.10'))
     with pytest.raises(setup_env.SetupError) as refusal:
-        setup_env.check_python(version, '/usr/bin/python3')
+        setup_env.check_python(version, '/usr/bin/python3', stack)
     assert str(refusal.value) == (
-        f'/usr/bin/python3 is Python {version[0]}.{version[1]}, and the pinned packages exist for 3.10 to 3.12; '
-        'add PYTHON=python3.11 to the make command'
+        f'/usr/bin/python3 is Python {version[0]}.{version[1]}, and the pinned packages of stack {stack} exist for '
+        f'3.10 to 3.{newest}; add PYTHON=python3.11 to the make command'
     )
 
 
@@ -78,7 +89,7 @@ def test_wrong_python_names_the_command_that_brings_one(monkeypatch):
             'get one with: sudo apt-get install python3.11 python3.11-venv python3.11-dev; then add PYTHON='
         ),
     ):
-        setup_env.check_python((3, 13), 'python3')
+        setup_env.check_python((3, 14), 'python3', 'onedl')
 
 
 def test_old_pythons_can_read_the_script():

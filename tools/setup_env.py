@@ -22,7 +22,9 @@ import time
 import zipfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-OLDEST_PYTHON, NEWEST_PYTHON, OLDEST_TORCH = (3, 10), (3, 12), (2, 4)
+OLDEST_PYTHON, OLDEST_TORCH = (3, 10), (2, 4)
+# OpenMMLab's stack wants numpy 1, which has no wheels for 3.13.
+NEWEST_PYTHON = {'onedl': (3, 13), 'openmmlab': (3, 12)}
 # mmcv, the one with compiled ops, comes first.
 STACKS = {
     'onedl': ('onedl-mmcv', 'onedl-mmengine', 'onedl-mmdetection'),
@@ -190,19 +192,20 @@ def is_taken(name, cache):
 # What the machine has
 
 
-def check_python(version, where):
+def check_python(version, where, stack):
     """Refuse a Python that the pinned packages do not exist for; name one that is there, or how to get one."""
-    if OLDEST_PYTHON <= tuple(version[:2]) <= NEWEST_PYTHON:
+    newest = NEWEST_PYTHON[stack]
+    if OLDEST_PYTHON <= tuple(version[:2]) <= newest:
         return
-    fitting = [f'python3.{minor}' for minor in range(NEWEST_PYTHON[1], OLDEST_PYTHON[1] - 1, -1)]
+    fitting = [f'python3.{minor}' for minor in range(newest[1], OLDEST_PYTHON[1] - 1, -1)]
     usable = [name for name in fitting if works(name, '')]
     if usable:
         remedy = f'add PYTHON={usable[0]} to the make command'
     else:
         remedy = f'get one with: {command_for_python(fitting)}; then add PYTHON= and its path to the make command'
     raise SetupError(
-        f'{where} is Python {version[0]}.{version[1]}, and the pinned packages exist for '
-        f'3.{OLDEST_PYTHON[1]} to 3.{NEWEST_PYTHON[1]}; {remedy}'
+        f'{where} is Python {version[0]}.{version[1]}, and the pinned packages of stack {stack} exist for '
+        f'3.{OLDEST_PYTHON[1]} to 3.{newest[1]}; {remedy}'
     )
 
 
@@ -621,11 +624,11 @@ def install(env, stack, cache):
     # Everything that can be refused is refused before anything is changed.
     is_new = not os.path.exists(python) or os.path.exists(os.path.join(notes, 'making'))
     if is_new:
-        check_python(sys.version_info, where=sys.executable)
+        check_python(sys.version_info, sys.executable, stack)
     before = describe(sys.executable if is_new else python)
     has_torch = not is_new and works(python, 'import torch')
     if not is_new:
-        check_python(before['version'], where=python)
+        check_python(before['version'], python, stack)
         check_stack(env, stack, before['installed'])
         if not works(python, 'import pip'):
             raise SetupError(f'{env} has no pip, which installs the rest; add it with: {python} -m ensurepip')
