@@ -621,7 +621,9 @@ def test_the_lock_holds_the_pins_and_a_hash_for_each_package():
     import licences
 
     if (3, 11) <= sys.version_info[:2] and 'onedl-mmdetection' in licences.dependencies():
-        assert licences.dependencies().keys() - {licences.normal(name) for name in lock} == {'torch', mmcv}
+        not_locked = licences.dependencies().keys() - {licences.normal(name) for name in lock}
+        # With torch, its builds for CUDA bring what they need.
+        assert {name for name in not_locked if not name.startswith(('cuda-', 'nvidia-', 'triton'))} == {'torch', mmcv}
 
 
 @pytest.mark.parametrize(
