@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .checkpoint import CheckpointError, fitting_weights, load_all_weights
 from .datasets import AnnotationError
-from .datasets.detection import guard_detection_data
+from .datasets.detection import guard_detection_data, type_name
 from .datasets.label_index import message_of, quoted, suggestion
 from .evaluation.multi_label_metric import NothingToMeasureError
 from .hooks import DataCheckHook, ExactResumeHook, NonFiniteError, NonFiniteHook
@@ -265,7 +265,7 @@ def check_start(cfg: Config, model: nn.Module) -> None:
 def _leave_out_tensorboard_where_missing(cfg: Config) -> None:
     visualizer = cfg.get('visualizer') or {}
     backends = one_or_more(visualizer.get('vis_backends'))
-    kept = [one for one in backends if str(one.get('type')).rpartition('.')[2] != 'TensorboardVisBackend']
+    kept = [one for one in backends if type_name(one) != 'TensorboardVisBackend']
     if len(kept) < len(backends) and importlib.util.find_spec('tensorboard') is None:
         visualizer.vis_backends = kept
         message = 'TensorBoard is not installed: no event files are written. pip install tensorboard brings it'

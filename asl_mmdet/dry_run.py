@@ -36,7 +36,7 @@ from .checkpoint import CheckpointError, has_begun
 from .command_line import KNOWN_SETTINGS, build_runner, check_start, one_or_more
 from .datasets import AnnotationError, MultiLabelDataset
 from .datasets.coco import read_coco_json
-from .datasets.detection import leaf_configs
+from .datasets.detection import leaf_configs, type_name
 from .datasets.index_cache import cache_file
 from .datasets.label_index import message_of, suggestion
 from .evaluation.multi_label_metric import NothingToMeasureError
@@ -138,7 +138,7 @@ def _leave_no_traces(cfg: Config, folder: str) -> list[str]:
     cfg.work_dir, cfg.log_level, cfg.resume = folder, 'ERROR', False
     cfg.experiment_name = f'check_{time.time_ns()}'
     backends = one_or_more((cfg.get('visualizer') or {}).get('vis_backends'))
-    kept = [backend for backend in backends if str(backend.get('type')).rpartition('.')[2] in LOCAL_BACKENDS]
+    kept = [backend for backend in backends if type_name(backend) in LOCAL_BACKENDS]
     if cfg.get('visualizer'):
         # Of one name there is one visualizer in a process, with the folder that it was made for.
         cfg.visualizer.name = cfg.experiment_name

@@ -73,7 +73,7 @@ def in_processes(function, folder, number=2):
 
 
 def _run_rank(rank, function, folder, number):
-    torch.set_num_threads(1)  # OpenMP does not survive a fork with more
+    torch.set_num_threads(1)
     os.chdir(folder)  # where mmengine collects results
     os.environ['LOCAL_RANK'] = str(rank)
     torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=number)

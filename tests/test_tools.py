@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config, ConfigDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -656,7 +657,7 @@ def test_a_box_without_area_is_told_where_pycocotools_counts_it_as_missed(shapes
         assert '1 boxes are without area, such as annotation 1, bbox [3, 3, 0, 9]. pycocotools counts' in said[0]
 
 
-@pytest.mark.parametrize('kind', ['CocoMetric', 'mmdet.CocoMetric', 'mmdet.CocoReportMetric'])
+@pytest.mark.parametrize('kind', ['CocoMetric', 'mmdet.CocoMetric', 'mmdet.CocoReportMetric', CocoMetric])
 def test_an_evaluators_file_has_the_images_of_its_data_set(shapes, tmp_path, kind):
     loader = Config.fromfile(CONFIG).val_dataloader
     loader.dataset.data_root = f'{shapes}/'

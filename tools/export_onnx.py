@@ -76,9 +76,7 @@ def check(cfg: Config, args: argparse.Namespace, files: list[str], classifier: b
 
     session = onnxruntime.InferenceSession(args.out)
     score_thr = json.loads(session.get_modelmeta().custom_metadata_map['score_thr'])
-    asked = dict(checkpoint=args.checkpoint, score_thr=score_thr, device='cpu', batch_size=1)
-    asked |= dict(fast=False, show_dir=None, all_scores=False)
-    results, _ = (classify if classifier else detect)(cfg, files, argparse.Namespace(**asked))
+    results, _ = (classify if classifier else detect)(cfg, args.checkpoint, files, score_thr, 'cpu')
     number, alone, box_gap, score_gap = 0, 0, 0, 0
     for result in track(results, 'Checking'):
         file, expected = result['image'], result['labels' if classifier else 'objects']

@@ -59,7 +59,9 @@ def main() -> None:
     if args.all_scores and find is detect:
         parser.error('--all-scores is for classifiers: of a detector every object has a score')
     try:
-        results, skipped = find(cfg, files, args)
+        options = dict(device=args.device, batch_size=args.batch_size, fast=args.fast, show_dir=args.show_dir)
+        options |= dict(all_scores=True) if args.all_scores else {}
+        results, skipped = find(cfg, args.checkpoint, files, args.score_thr, **options)
     except ValueError as error:
         parser.exit(1, f'{error}\n')
 
@@ -76,33 +78,52 @@ def main() -> None:
         parser.exit(1)
 
 
-def classify(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[list[dict], list[str]]:
+def classify(
+    cfg: Config,
+    checkpoint: str,
+    files: list[str],
+    score_thr: float | None,
+    device: str | None,
+    batch_size: int = 1,
+    fast: bool = False,
+    show_dir: Path | None = None,
+    all_scores: bool = False,
+) -> tuple[list[dict], list[str]]:
     """What is found in each picture, as it is written, and the files that could not be read or prepared."""
-    if args.score_thr is not None:
-        cfg.model.head.thr = args.score_thr
-    inferencer = MultiLabelInferencer(cfg, args.checkpoint, args.device, show_progress=False)
-    if args.fast:
+    if score_thr is not None:
+        cfg.model.head.thr = score_thr
+    inferencer = MultiLabelInferencer(cfg, checkpoint, device, show_progress=False)
+    if fast:
         fast_inference(inferencer.model, compile=True)
     results, skipped = [], []
-    for start in track(range(0, len(files), args.batch_size), 'Inference'):
-        batch = files[start : start + args.batch_size]
-        found = inferencer(batch, batch_size=args.batch_size, picture_dir=args.show_dir, all_scores=args.all_scores)
+    for start in track(range(0, len(files), batch_size), 'Inference'):
+        batch = files[start : start + batch_size]
+        found = inferencer(batch, batch_size=batch_size, picture_dir=show_dir, all_scores=all_scores)
         results += found['predictions']
         skipped += [item['image'] for item in found['skipped']]
     return results, skipped
 
 
-def detect(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[list[dict], list[str]]:
+def detect(
+    cfg: Config,
+    checkpoint: str,
+    files: list[str],
+    score_thr: float | None,
+    device: str | None,
+    batch_size: int = 1,
+    fast: bool = False,
+    show_dir: Path | None = None,
+) -> tuple[list[dict], list[str]]:
     """As ``classify``."""
-    threshold = OBJECT_SCORE_THR if args.score_thr is None else args.score_thr
-    inferencer = DetectorInferencer(cfg, args.checkpoint, args.device, show_progress=False)
-    if args.fast:
+    threshold = OBJECT_SCORE_THR if score_thr is None else score_thr
+    inferencer = DetectorInferencer(cfg, checkpoint, device, show_progress=False)
+    if fast:
         fast_inference(inferencer.model, compile=True)
     classes = inferencer.model.dataset_meta['classes']
     load, results, skipped = LoadNamedImage(), [], []
-    for start in track(range(0, len(files), args.batch_size), 'Inference'):
+    for start in track(range(0, len(files), batch_size), 'Inference'):
         batch, images, inputs = [], [], []
-        for file in files[start : start + args.batch_size]:
+        for file in files[start : start + batch_size]:
             try:
                 image = load(dict(img_path=file))['img']
                 with named_picture(file, 'cannot be prepared'):
@@ -115,7 +136,7 @@ def detect(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[lis
         if not batch:
             continue
         samples = inferencer.forward(inferencer.collate_fn(inputs))
-        drawn = inferencer.visualize(images, samples, return_vis=args.show_dir is not None, pred_score_thr=threshold)
+        drawn = inferencer.visualize(images, samples, return_vis=show_dir is not None, pred_score_thr=threshold)
         predictions = inferencer.postprocess(samples, no_save_pred=True)['predictions']
         for i, (file, prediction) in enumerate(zip(batch, predictions)):
             objects = zip(prediction['labels'], prediction['scores'], prediction['bboxes'])
@@ -129,9 +150,9 @@ def detect(cfg: Config, files: list[str], args: argparse.Namespace) -> tuple[lis
                     ],
                 )
             )
-            if args.show_dir:
+            if show_dir:
                 # mmdet draws on arrays as they are, here in the order of OpenCV.
-                mmcv.imwrite(drawn[i], str(args.show_dir / Path(file).name))
+                mmcv.imwrite(drawn[i], str(show_dir / Path(file).name))
     return results, skipped
 
 

@@ -87,8 +87,7 @@ def guard_detection_data(dataloader: ConfigDict, evaluators: Sequence[ConfigDict
         checked.append(osp.realpath(path))
     for evaluator in evaluators:
         path = evaluator.get('ann_file')
-        # test.py --report writes the scope in front.
-        reads_coco = str(evaluator.get('type')).rpartition('.')[2] in ('CocoMetric', 'CocoReportMetric')
+        reads_coco = type_name(evaluator) in ('CocoMetric', 'CocoReportMetric')
         if path and reads_coco and osp.realpath(path) not in checked and '://' not in path:
             content = _coco_content(path, may_lack_annotations=False)
             coco_arrays(content, path)
@@ -220,6 +219,12 @@ def _is_number(value) -> bool:
     return (
         isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30 and math.isfinite(value)
     )
+
+
+def type_name(config: dict) -> str | None:
+    """What a config builds, given as a class or by its name, without the scope in front."""
+    kind = config.get('type')
+    return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', None)
 
 
 def leaf_configs(dataset: ConfigDict) -> Iterator[ConfigDict]:

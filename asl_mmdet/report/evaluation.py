@@ -18,6 +18,7 @@ from mmdet.registry import METRICS
 from mmengine.config import ConfigDict
 from torch import Tensor
 
+from ..datasets.detection import type_name
 from ..evaluation import (
     ClassScores,
     MultiLabelMetric,
@@ -224,9 +225,7 @@ def report_metric(evaluators: Sequence[ConfigDict]) -> None:
         ValueError: there is none.
     """
     for evaluator in evaluators:
-        name = evaluator.get('type')
-        name = name.rpartition('.')[2] if isinstance(name, str) else getattr(name, '__name__', name)
-        if name in REPORTED:
+        if (name := type_name(evaluator)) in REPORTED:
             evaluator['type'] = f'mmdet.{REPORTED[name].__name__}'
             return
     types = ', '.join(str(evaluator.get('type')) for evaluator in evaluators)

@@ -1,9 +1,7 @@
 import errno
 import functools
 import os
-import pickle
 import re
-from datetime import timedelta
 
 import mmengine.optim.optimizer.amp_optimizer_wrapper as amp
 import pytest
@@ -14,14 +12,13 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
-from torch import multiprocessing as mp
 from torch import nn
 from torch.utils.data import Dataset
 
 from asl_mmdet.command_line import stop_at_non_finite
 from asl_mmdet.hooks import NonFiniteError, NonFiniteHook
 from asl_mmdet.structures import MultiLabelDataSample
-from tests.conftest import run_tool
+from tests.conftest import in_processes, run_tool
 from tests.test_tools import CLASSIFIER, CONFIG, classifier_on, on
 
 NAN, INF = float('nan'), float('inf')
@@ -307,20 +304,15 @@ def test_bad_arguments_are_named():
 # --------------------------------------------------------------------------------------------------------- processes
 
 
-def rank_of_two(rank, folder, item, added_up, hook):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        'gloo', f'file://{folder}/store', timedelta(minutes=5), rank=rank, world_size=2
-    )
+def stopped_in_process(folder, item, added_up, hook, rank):
+    """The message, and the iteration."""
     items = [GOOD] * 5 + [item] + [GOOD] * 14  # the third of the second process
     model = MMDistributedDataParallel(Two(), device_ids=None)
     wrapper = dict(accumulative_counts=added_up)
     runner = runner_of(folder / 'work', items, hook=hook, model=model, logging=4, lr=0.1, optim_wrapper=wrapper)
     with pytest.raises(NonFiniteError) as caught:
         runner.train()
-    with open(folder / f'{rank}.pkl', 'wb') as f:
-        pickle.dump((str(caught.value), runner.iter), f)
-    os._exit(0)  # mmengine's loggers and gloo wait for each other at the end of a fork
+    return str(caught.value), runner.iter
 
 
 @pytest.mark.parametrize(
@@ -330,8 +322,8 @@ def rank_of_two(rank, folder, item, added_up, hook):
 @pytest.mark.parametrize('hook, over', [(NonFiniteHook, 2), (LikeGPU, 3)])
 def test_two_processes_stop_together(tmp_path, item, added_up, what, hook, over):
     """Gradients that are being added up are each process's own: the other one cannot see what is wrong."""
-    mp.start_processes(rank_of_two, (tmp_path, item, added_up, hook()), nprocs=2, start_method='forkserver')
-    (first, iteration), (second, other) = (pickle.loads((tmp_path / f'{rank}.pkl').read_bytes()) for rank in (0, 1))
+    ranks = in_processes(functools.partial(stopped_in_process, tmp_path, item, added_up, hook()), tmp_path)
+    (first, iteration), (second, other) = ranks
     assert first == second and iteration == other == over
     assert first.startswith(f'Iteration 3 (epoch 1): the {what} is not finite. Images: ')
     # A gradient is the mean over both, and shows in both.
