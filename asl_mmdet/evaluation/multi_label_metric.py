@@ -252,7 +252,7 @@ class MultiLabelMetric(BaseMetric):
                         f'pred_score of {image_of(sample)} has the shape {tuple(score.shape)}, but its data '
                         f'set has {num_classes} classes; set model.head.num_classes={num_classes}'
                     )
-        scores = torch.stack([sample['pred_score'].detach() for sample in data_samples]).to('cpu', torch.float32)
+        scores = torch.stack([sample['pred_score'] for sample in data_samples]).detach().to('cpu', torch.float32)
         # A softmax may exceed 1 by its rounding error. NaN is in no range.
         if not (scores.numpy().min() >= 0 and scores.numpy().max() <= 1.001):
             row, column = (~((scores >= 0) & (scores <= 1.001))).nonzero()[0].tolist()
@@ -266,13 +266,6 @@ class MultiLabelMetric(BaseMetric):
     def _labels(
         self, data_samples: Sequence[dict], num_classes: int
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        for sample in data_samples:
-            require_ground_truth(sample)
-            if 'macro_F1' in self.items and (sample.get('gt_label') is None or len(sample['gt_label']) != 1):
-                raise ValueError(
-                    f'gt_label of {image_of(sample)} has not exactly one class, as macro_F1 needs; take '
-                    'macro_F1 out of items for multi-label data'
-                )
         labels, lengths = {}, {}
         for name in GROUND_TRUTH:
             listed = [sample.get(name) for sample in data_samples]
@@ -287,6 +280,14 @@ class MultiLabelMetric(BaseMetric):
                     f'{num_classes - 1}'
                 )
             labels[name] = joined.to(torch.int32).numpy()
+        for index in np.flatnonzero(sum(lengths.values()) == 0):
+            require_ground_truth(data_samples[index])
+        not_one = np.flatnonzero(lengths['gt_label'] != 1)
+        if 'macro_F1' in self.items and len(not_one):
+            raise ValueError(
+                f'gt_label of {image_of(data_samples[not_one[0]])} has not exactly one class, as macro_F1 needs; take '
+                'macro_F1 out of items for multi-label data'
+            )
         return labels, lengths
 
 
