@@ -189,6 +189,8 @@ class TResNet(StagedBackbone):
             False suits training from scratch and multi-label classification.
         with_cp: Recomputes each block in the backward pass to save memory. As in mmdet's ResNet, BN statistics that do
             move then move twice per iteration.
+        channels_last: Keeps weights and activations channels last, which convolutions in mixed precision on a GPU and
+            CPUs prefer. Features are returned contiguous, as operations of ``mmcv.ops`` presume.
         init_cfg: ``dict(type='Pretrained', checkpoint=PATH)`` loads a file: our own, the official ``.pth``, or
             timm's ``tresnet_*`` (``.pth``, ``.safetensors``), see :meth:`load_pretrained`; ``prefix='backbone.'`` takes
             the backbone out of a whole model's checkpoint. None keeps the initialisation of the official code.
@@ -207,6 +209,7 @@ class TResNet(StagedBackbone):
         norm_cfg: dict = dict(type='BN', requires_grad=True),
         norm_eval: bool = False,
         with_cp: bool = False,
+        channels_last: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__(init_cfg)
@@ -223,6 +226,7 @@ class TResNet(StagedBackbone):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
+        self.channels_last = channels_last
 
         self.stem = _conv_norm(16 * in_channels, planes, 3, norm_cfg, STEM_SLOPE)
         channels = planes
@@ -237,6 +241,8 @@ class TResNet(StagedBackbone):
             self.add_module(f'layer{stage + 1}', nn.Sequential(*blocks))
             stage_channels.append(channels)
         self.out_channels = tuple(stage_channels[i] for i in sorted(set(out_indices)))
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
         self._freeze()
 
     @property
@@ -250,6 +256,8 @@ class TResNet(StagedBackbone):
                 f'TResNet: input of height {height} and width {width}: both must be multiples of 4. Detectors pad with '
                 'data_preprocessor=dict(pad_size_divisor=32), classifiers resize to such a size.'
             )
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
         x = self.stem(space_to_depth(x))
         recompute = self.with_cp and torch.is_grad_enabled()
         features = []
@@ -257,7 +265,7 @@ class TResNet(StagedBackbone):
             for block in stage:
                 x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
             if i in self.out_indices:
-                features.append(x)
+                features.append(x.contiguous() if self.channels_last else x)
         return tuple(features)
 
     def load_pretrained(

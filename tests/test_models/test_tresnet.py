@@ -588,6 +588,28 @@ def test_channels_last_is_kept_and_changes_no_value():
     assert_same_features(features, expected)
 
 
+def test_channels_last_changes_neither_values_nor_gradients_nor_the_layout_of_features(tmp_path):
+    torch.save(tiny().state_dict(), tmp_path / 'weights.pth')
+    x, features, gradients = images(2, 3, 64, 96).double(), [], []
+    for channels_last in (False, True):
+        weights = dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'))
+        model = tiny(channels_last=channels_last, init_cfg=weights)
+        model.init_weights()
+        model.double()
+        inputs = []
+        for conv in (m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)):
+            assert conv.weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+            conv.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+        features.append(model(x))
+        assert all(i.is_contiguous(memory_format=torch.channels_last) == channels_last for i in inputs)
+        assert all(feature.is_contiguous() for feature in features[-1])
+        sum(feature.square().sum() for feature in features[-1]).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert_same_features(*features, atol=1e-12)
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12 * expected.abs().max().item() + 1e-15)
+
+
 def test_autocast_and_half_weights():
     model = tiny()
     with torch.autocast('cpu', dtype=torch.bfloat16):
