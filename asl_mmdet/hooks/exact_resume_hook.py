@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from mmdet.registry import HOOKS
 from mmengine.dataset import InfiniteSampler
+from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
@@ -18,11 +19,16 @@ _DATA, _STEP = 0, 1
 
 
 def seed_from(*numbers: int) -> None:
-    """Seeds ``random``, numpy and torch, all devices, by what the numbers hash to; each must be 0 or more."""
+    """Seeds ``random``, numpy and torch, all devices in use, by what the numbers hash to; each must be 0 or more."""
     words = np.random.SeedSequence(numbers).generate_state(3)
     random.seed(int(words[0]))
     np.random.seed(words[1])
-    torch.manual_seed(int(words[2]))
+    # For each kind of device not in use, torch.manual_seed notes the call stack, and looks at its files for that.
+    torch.default_generator.manual_seed(int(words[2]))
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(int(words[2]))
+    elif get_device() not in ('cpu', 'cuda'):
+        torch.manual_seed(int(words[2]))
 
 
 class SeededBatches:

@@ -1,10 +1,13 @@
 """Runs that resume with everything random, against runs that were not interrupted."""
 
+import random
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
+from asl_mmdet.hooks.exact_resume_hook import seed_from
 from tests.test_hooks.noisy_run import assert_same, build_run, state
 
 
@@ -27,6 +30,24 @@ def test_two_runs_with_one_seed_are_equal_whatever_the_workers(whole, tmp_path):
             assert_same(state(tmp_path / name / 'epoch_3.pth'), state(folder / 'epoch_3.pth'))
         else:
             assert not torch.equal(others[..., 1:], seen[..., 1:])
+
+
+def test_seeds_reach_every_generator_in_use(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(torch.cuda, 'manual_seed_all', seeds.append)
+    words = np.random.SeedSequence((0, 7, 1)).generate_state(3).tolist()
+    for in_use in (False, True):
+        monkeypatch.setattr(torch.cuda, 'is_initialized', lambda in_use=in_use: in_use)
+        seed_from(0, 7, 1)
+        drawn = random.random(), np.random.random(), torch.rand(1).item()
+        expected = random.Random(words[0]), np.random.RandomState(words[1]), torch.Generator().manual_seed(words[2])
+        assert drawn == (expected[0].random(), expected[1].random_sample(), torch.rand(1, generator=expected[2]).item())
+        assert seeds == words[2:] * in_use
+    monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: False)
+    monkeypatch.setattr('asl_mmdet.hooks.exact_resume_hook.get_device', lambda: 'npu')
+    monkeypatch.setattr(torch, 'manual_seed', seeds.append)
+    seed_from(0, 7, 1)
+    assert seeds == words[2:] * 2
 
 
 def test_random_numbers_do_not_repeat(whole):
