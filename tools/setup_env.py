@@ -614,99 +614,76 @@ def mend_opencv(env, pip, log):
     ask(python, 'import cv2')
 
 
-def install(env, stack, cache):
-    """Bring `env`, in whatever state it is, to a finished installation of `stack`."""
-    followed, pins, names = recipe(stack), read_pins(stack), STACKS[stack]
-    mmcv = names[0]
-    notes, python = os.path.join(env, '.asl_mmdet'), os.path.join(env, 'bin', 'python')
-    archs = gpus()
-
-    # Everything that can be refused is refused before anything is changed.
-    is_new = not os.path.exists(python) or os.path.exists(os.path.join(notes, 'making'))
+def check_all(env, stack, cache, archs):
+    """Refuse everything that can be refused before anything is changed; returns what the Python describes itself as."""
+    python = os.path.join(env, 'bin', 'python')
+    is_new = not os.path.exists(python) or os.path.exists(os.path.join(env, '.asl_mmdet', 'making'))
     if is_new:
         check_python(sys.version_info, sys.executable, stack)
-    before = describe(sys.executable if is_new else python)
+    found = describe(sys.executable if is_new else python)
     has_torch = not is_new and works(python, 'import torch')
     if not is_new:
-        check_python(before['version'], python, stack)
-        check_stack(env, stack, before['installed'])
+        check_python(found['version'], python, stack)
+        check_stack(env, stack, found['installed'])
         if not works(python, 'import pip'):
             raise SetupError(f'{env} has no pip, which installs the rest; add it with: {python} -m ensurepip')
-        if not is_ours(env) and has_torch and 'torch' not in before['installed']:
+        if not is_ours(env) and has_torch and 'torch' not in found['installed']:
             raise SetupError(
                 f'torch in {env} has no package metadata, so pip would install a second one over it; '
                 'install torch there with pip or conda'
             )
-        if not is_ours(env) and 'torch' in before['installed']:
-            check_torch(env, before['installed']['torch'])
+        if not is_ours(env) and 'torch' in found['installed']:
+            check_torch(env, found['installed']['torch'])
             torch_in(env)
-    cached = glob.glob(
-        os.path.join(
-            glob.escape(os.path.join(cache, 'wheels')),
-            cache_key(mmcv, pins[mmcv], '*', before['abi'], before['platform']) + '*',
-            '*.whl',
-        )
-    )
+    any_torch = cache_key(STACKS[stack][0], read_pins(stack)[STACKS[stack][0]], '*', found['abi'], found['platform'])
+    cached = glob.glob(os.path.join(glob.escape(os.path.join(cache, 'wheels')), any_torch + '*', '*.whl'))
     may_compile = not cached and (is_new or not ops_fit(python, for_gpu=False))
-    check_tools(before['version'], before['headers'], is_new, may_compile)
+    check_tools(found['version'], found['headers'], is_new, may_compile)
     if may_compile and archs and not has_torch:
         check_nvcc(PINNED_CUDA)
+    return found
 
-    make_environment(env)
-    log = os.path.join(notes, 'install.log')
-    pip = [python, '-m', 'pip', 'install', '--no-input', '--disable-pip-version-check']
-    if is_ours(env):
-        forget_half_installed(describe(python)['site'])
-    found = describe(python)
-    # What a borrowed environment has of torch and of the stack stays as it is.
-    kept = (
-        {}
-        if is_ours(env)
-        else {name: found['installed'][name] for name in ('torch',) + names if name in found['installed']}
-    )
-    if 'torch' not in kept:
-        if found['installed'].get('torch', '').split('+')[0] != pins['torch']:
-            install_torch(pip, pins['torch'], log, bool(archs))
-            found = describe(python)
-        kept['torch'] = found['installed']['torch']
-    torch, cuda = torch_in(env)
+
+def install_ops(env, stack, cache, archs, pip, log):
+    """mmcv with ops that were compiled for the torch of `env`; returns whether it was installed anew."""
+    python, note = os.path.join(env, 'bin', 'python'), os.path.join(env, '.asl_mmdet', 'ops')
+    found, (torch, cuda) = describe(python), torch_in(env)
     archs = archs if cuda else []
-
-    key = cache_key(mmcv, pins[mmcv], torch, found['abi'], found['platform'], archs)
-    ops_note = os.path.join(notes, 'ops')
-    if os.path.exists(ops_note):
-        with open(ops_note) as text:
-            ops_are_there = text.read() == key
+    mmcv, version = STACKS[stack][0], read_pins(stack)[STACKS[stack][0]]
+    key = cache_key(mmcv, version, torch, found['abi'], found['platform'], archs)
+    if os.path.exists(note):
+        with open(note) as text:
+            are_there = text.read() == key
     else:
-        ops_are_there = not is_ours(env)
-    if not ops_are_there or not ops_fit(python, bool(archs)):
+        are_there = not is_ours(env)
+    if are_there and ops_fit(python, bool(archs)):
+        return False
 
-        def build(working, build_log):
-            check_tools(found['version'], found['headers'], False, True)
-            return compile_mmcv(
-                python,
-                f'{mmcv}=={pins[mmcv]}',
-                archs,
-                check_nvcc(cuda) if archs else None,
-                working,
-                build_log,
-                is_locked(stack, found),
-            )
+    def build(working, build_log):
+        check_tools(found['version'], found['headers'], False, True)
+        cuda_home = check_nvcc(cuda) if archs else None
+        requirement, locked = f'{mmcv}=={version}', is_locked(stack, found)
+        return compile_mmcv(python, requirement, archs, cuda_home, working, build_log, locked)
 
-        wheel = wheel_with_ops(key, cache, build)
-        # By its path: asked for by name, pip may take the wheel without ops that lies on PyPI.
-        run(pip + ['--no-deps', '--force-reinstall', wheel], f'{mmcv} {pins[mmcv]} with its ops', log)
-        if not ops_fit(python, bool(archs)):
-            raise SetupError(f'the ops in {wheel} do not load beside torch {torch}; delete it and run this again')
-        with open(ops_note, 'w') as text:
-            text.write(key)
-        kept[mmcv] = pins[mmcv]
+    wheel = wheel_with_ops(key, cache, build)
+    # By its path: asked for by name, pip may take the wheel without ops that lies on PyPI.
+    run(pip + ['--no-deps', '--force-reinstall', wheel], f'{mmcv} {version} with its ops', log)
+    if not ops_fit(python, bool(archs)):
+        raise SetupError(f'the ops in {wheel} do not load beside torch {torch}; delete it and run this again')
+    with open(note, 'w') as text:
+        text.write(key)
+    return True
 
+
+def install_stack(env, stack, kept, pip, log):
+    """The other packages, the plugin, and what the tests need; of torch, mmcv and what is `kept` no other version."""
+    notes, python = os.path.join(env, '.asl_mmdet'), os.path.join(env, 'bin', 'python')
+    torch = torch_in(env)[0]
     constraints = os.path.join(notes, 'constraints.txt')
     with open(constraints, 'w') as lines:
-        lines.writelines(f'{name}=={version}\n' for name, version in sorted(dict(pins, **kept).items()))
+        lines.writelines(f'{name}=={version}\n' for name, version in sorted(dict(read_pins(stack), **kept).items()))
     what = f'the {stack} stack, the plugin, what the tests need'
-    if is_ours(env) and is_locked(stack, found):
+    if is_ours(env) and is_locked(stack, describe(python)):
         run(pip + ['--require-hashes', '--no-deps', '-r', lock_file(stack)], what + ', each checked by its hash', log)
         run(pip + ['--no-deps', '--no-build-isolation', '-e', ROOT], 'the plugin', log)
     else:
@@ -719,12 +696,36 @@ def install(env, stack, cache):
         ask(python, 'import mmcv.ops, mmengine, mmdet')
     except SetupError as fault:
         raise SetupError(f'all is installed in {env}, but does not import: {fault}; see {log}')
-    now = describe(python)['installed']
-    if 'timm' not in now:
+    if 'timm' not in describe(python)['installed']:
         try:
             run(pip + ['--no-deps', TIMM], f'{TIMM}, for a comparison in the tests', log)
         except SetupError:
             say(f'  note: {TIMM} could not be installed; the tests that compare with it are skipped')
+
+
+def install(env, stack, cache):
+    """Bring `env`, in whatever state it is, to a finished installation of `stack`."""
+    followed, pins, archs = recipe(stack), read_pins(stack), gpus()
+    before = check_all(env, stack, cache, archs)
+    make_environment(env)
+    notes, python = os.path.join(env, '.asl_mmdet'), os.path.join(env, 'bin', 'python')
+    log = os.path.join(notes, 'install.log')
+    pip = [python, '-m', 'pip', 'install', '--no-input', '--disable-pip-version-check']
+    kept = {}
+    if is_ours(env):
+        forget_half_installed(describe(python)['site'])
+    else:
+        # What a borrowed environment has of torch and of the stack stays as it is.
+        installed = describe(python)['installed']
+        kept = {name: installed[name] for name in ('torch',) + STACKS[stack] if name in installed}
+    if 'torch' not in kept:
+        if describe(python)['installed'].get('torch', '').split('+')[0] != pins['torch']:
+            install_torch(pip, pins['torch'], log, bool(archs))
+        kept['torch'] = describe(python)['installed']['torch']
+    if install_ops(env, stack, cache, archs, pip, log):
+        kept.pop(STACKS[stack][0], None)
+    install_stack(env, stack, kept, pip, log)
+    now = describe(python)['installed']
     changed = [
         f'{name} {version} -> {now.get(name, "removed")}'
         for name, version in sorted(before['installed'].items())
