@@ -10,7 +10,7 @@ beyond the scores stays below about 0.3 GB at any number of classes.
 
     mAP = average_precision(rank_positives(scores, targets)).nanmean()
     table_8 = precision_recall_f1(counts_at_threshold(scores, targets, 0.8))
-    top_3 = precision_recall_f1(counts_of_predictions(top_classes(scores, 3), targets))
+    top_3 = precision_recall_f1(counts_of_predictions(top_classes(scores, 3, 0.8), targets))
 """
 
 from collections.abc import Iterator, Sequence
@@ -314,15 +314,18 @@ def counts_at_threshold(scores: Scores, targets: Targets, thr: float | Tensor) -
     return Counts(torch.from_numpy(count(labels.positive)), torch.from_numpy(predicted), labels.num_positive)
 
 
-def top_classes(scores: Scores, k: int) -> Tensor:
+def top_classes(scores: Scores, k: int, thr: float | None = None) -> Tensor:
     """The ``k`` classes of the highest scores of each image; among equal scores those of the lower indices.
+
+    Table 8 has a threshold for its top 3, too: its OP and OR of them leave 2.9 OR / OP = 2.1 predictions an image.
 
     Args:
         scores: as for :func:`rank_positives`.
         k: 1 or more; all classes are taken where there are fewer.
+        thr: what scores less is not predicted. It is rounded to the scores' dtype.
 
     Returns:
-        (N, min(k, C)) int64, ascending class indices.
+        (N, min(k, C)) int64, ascending class indices, -1 in place of those below ``thr``.
 
     Raises:
         ValueError: a score is not finite, or ``k`` is below 1.
@@ -342,7 +345,10 @@ def top_classes(scores: Scores, k: int) -> Tensor:
                 above, equal = rows[tied] > last[tied], rows[tied] == last[tied]
                 vacant = k - np.count_nonzero(above, axis=1)[:, None]
                 chosen[tied] = above | equal & (equal.cumsum(axis=1) <= vacant)
-            top.append(np.flatnonzero(chosen).reshape(-1, k) % num_classes)
+            classes = np.flatnonzero(chosen).reshape(-1, k) % num_classes
+            if thr is not None:
+                classes[np.take_along_axis(rows, classes, axis=1) < rows.dtype.type(thr)] = -1
+            top.append(classes)
     return torch.from_numpy(np.concatenate(top))
 
 
@@ -352,14 +358,15 @@ def counts_of_predictions(classes: Tensor, targets: Targets) -> Counts:
     The top 3 are chosen among all classes, as they would be in use; those of them that are unknown are not counted.
 
     Args:
-        classes: (N, k) int, each row without repetitions.
+        classes: (N, k) int, each row without repetitions but of -1, which is no class.
         targets: as for :func:`rank_positives`.
     """
     labels = targets if isinstance(targets, SparseLabels) else SparseLabels.from_dense(targets)
     if len(classes) != labels.num_images:
         raise ValueError(f'classes name predictions for {len(classes)} images, but targets have {labels.num_images}')
     image = np.arange(labels.num_images)[:, None]
-    keys = np.sort((classes.cpu().numpy().astype(np.int64) * labels.num_images + image).reshape(-1))
+    keys = classes.cpu().numpy().astype(np.int64) * labels.num_images + image
+    keys = np.sort(keys[keys >= 0])
     true_positives, predicted = (
         torch.from_numpy(np.bincount(chosen // labels.num_images, minlength=labels.num_classes))
         for chosen in (keys[labels.is_positive(keys)], keys[labels.is_known(keys)])

@@ -41,7 +41,7 @@ class _Batch:
 
     num_classes: int
     scores: np.ndarray | None  # (n, C) float32
-    top: np.ndarray | None  # (n, topk) int32
+    top: np.ndarray | None  # (n, topk) int32, -1 where fewer reach the threshold
     best: np.ndarray | None  # (n,) int32
     labels: dict[str, np.ndarray]  # by the names of GROUND_TRUTH: int32 class indices, image after image
     lengths: dict[str, np.ndarray]  # by the same names: (n,) int32, how many of them belong to each image
@@ -72,7 +72,8 @@ class MultiLabelMetric(BaseMetric):
 
     - ``mAP`` (macro): mean over the classes that have a positive. ``mAP_micro``: all image-class pairs as one class.
     - ``CP``, ``CR``: means over those classes, a class that is never predicted having precision 0. ``CF1``: their
-      harmonic mean. ``OP``, ``OR``, ``OF1``: from the sums over all classes. Each again for the top 3, as ``CP_top3``.
+      harmonic mean. ``OP``, ``OR``, ``OF1``: from the sums over all classes. Each again for those of the top 3 that
+      reach ``thr``, as ``CP_top3``.
     - ``macro_F1``: top-1, for images of exactly one label, over the classes that occur (table 12).
 
     Keys are ``multi-label/mAP``, ``multi-label/CF1_top3`` ... For ``save_best='multi-label/mAP'`` mmengine knows that
@@ -82,7 +83,8 @@ class MultiLabelMetric(BaseMetric):
         items: what to report, of mAP, mAP_micro, CP, CR, CF1, OP, OR, OF1 and macro_F1.
         thr: a class that scores as much or more is predicted, in (0, 1). 0.5 is mmpretrain's default; the official code
             validates above 0.8. None leaves out what depends on it.
-        topk: so many classes of each image are predicted for the second set of figures. None leaves them out.
+        topk: no more than so many classes of each image are predicted for the second set of figures, and without a
+            ``thr`` just as many. None leaves them out.
         require_negatives: average over the classes that have both a positive and a negative (Open Images).
         official_map: add ``mAP_official``, where a class without positives counts 0.
         best_threshold: add ``best_OF1`` and ``best_OF1_thr``, the highest OF1 that one threshold reaches and that
@@ -149,7 +151,7 @@ class MultiLabelMetric(BaseMetric):
             _Batch(
                 num_classes=scores.shape[1],
                 scores=scores.numpy() if needs_scores else None,
-                top=top_classes(scores, self.topk).to(torch.int32).numpy() if self.topk else None,
+                top=top_classes(scores, self.topk, self.thr).to(torch.int32).numpy() if self.topk else None,
                 best=top_classes(scores, 1)[:, 0].to(torch.int32).numpy() if 'macro_F1' in self.items else None,
                 labels=labels,
                 lengths=lengths,

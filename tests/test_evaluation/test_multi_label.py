@@ -191,6 +191,8 @@ def test_top_classes_by_hand():
     scores = torch.tensor([[0.1, 0.9, 0.5, 0.7], [0.5, 0.5, 0.5, 0.5], [0.2, 0.8, 0.2, 0.2], [0.0, 0.0, 0.0, 1.0]])
     assert top_classes(scores, 2).tolist() == [[1, 3], [0, 1], [0, 1], [0, 3]]
     assert top_classes([scores[:1], scores[1:]], 9).tolist() == [[0, 1, 2, 3]] * 4
+    # 0.7 is no float32 number: the threshold is rounded as the scores are.
+    assert top_classes(scores, 2, 0.7).tolist() == [[1, 3], [-1, -1], [-1, 1], [-1, 3]]
 
 
 @settings(max_examples=60, deadline=None)
@@ -201,17 +203,23 @@ def test_top_classes_are_the_first_of_a_stable_sort(evaluation, k):
     assert top_classes(scores, k).equal(expected)
 
 
+def test_a_missing_prediction_counts_nowhere():
+    counts = counts_of_predictions(torch.tensor([[-1, 0], [-1, -1]]), torch.tensor([[1, 0], [1, 1]]))
+    assert [count.tolist() for count in counts] == [[1, 0], [1, 0], [2, 1]]
+
+
 def test_unknown_classes_of_the_top_are_neither_right_nor_wrong():
     counts = counts_of_predictions(torch.tensor([[0, 1], [1, 2]]), torch.tensor([[1, -1, 0], [0, 1, 0]]))
     assert [count.tolist() for count in counts] == [[1, 1, 0], [1, 1, 1], [1, 1, 0]]
 
 
 @settings(max_examples=60, deadline=None)
-@given(evaluations(unknown=True), st.integers(1, 4))
-def test_counts_of_the_top_are_those_of_scikit_learn(evaluation, k):
+@given(evaluations(unknown=True), st.integers(1, 4), st.sampled_from((None, 0.25, 1 / 3, 0.5)))
+def test_counts_of_the_top_are_those_of_scikit_learn(evaluation, k, thr):
     scores, targets = evaluation
     predicted = torch.zeros_like(targets).scatter(1, top_classes(scores, k), 1)
-    counts = counts_of_predictions(top_classes(scores, k), targets)
+    predicted *= scores >= torch.tensor(thr or 0.0)
+    counts = counts_of_predictions(top_classes(scores, k, thr), targets)
     precision, recall = class_precision_recall(counts)
     for column in range(targets.shape[1]):
         truth, predictions = known(predicted, targets, column)

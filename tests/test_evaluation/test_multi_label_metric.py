@@ -90,6 +90,20 @@ def test_threshold_and_items():
     assert evaluate(samples, size=2, thr=None, topk=2, items=['OP']) == {'multi-label/OP_top2': 50}
 
 
+def test_the_top_is_above_the_threshold_as_in_table_8():
+    # At .5 the two highest are {0}, {0, 1} and none, with 2 right; all four classes of the second image reach it.
+    samples = [sample([0.9, 0.4, 0.3, 0.2], [0]), sample([0.8, 0.7, 0.6, 0.5], [1]), sample([0.4, 0.3, 0.2, 0.1], [0])]
+    results = evaluate(samples, size=3, topk=2, items=('OP', 'OR'))
+    assert results == pytest.approx(
+        {
+            'multi-label/OP': 200 / 5,
+            'multi-label/OR': 200 / 3,
+            'multi-label/OP_top2': 200 / 3,
+            'multi-label/OR_top2': 200 / 3,
+        }
+    )
+
+
 def test_micro_map_and_best_thresholds_by_hand():
     # All pairs: .9 + | .8 - | .7 + | .2 -. Precision at the positives: 1 and 2/3. Best F1 at .7: 2 * 2 / (3 + 2).
     samples = [sample([0.9, 0.8], [0]), sample([0.2, 0.7], [1])]

@@ -54,7 +54,7 @@ def official_map(scores: np.ndarray, targets: np.ndarray) -> float:
 def table_8(scores: Tensor, targets: Tensor) -> dict[str, float]:
     """mAP and CP, CR, CF1, OP, OR, OF1 above the threshold and of the top 3, in [0, 1]."""
     labels = SparseLabels.from_dense(targets)
-    top_3 = precision_recall_f1(counts_of_predictions(top_classes(scores, 3), labels))
+    top_3 = precision_recall_f1(counts_of_predictions(top_classes(scores, 3, THRESHOLD), labels))
     return {
         'mAP': average_precision(rank_positives(scores, labels)).nanmean().item(),
         **precision_recall_f1(counts_at_threshold(scores, labels, THRESHOLD)),
