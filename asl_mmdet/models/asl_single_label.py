@@ -1,8 +1,8 @@
 """The softmax variant of asymmetric loss, for classes that exclude each other.
 
-It is the ``ASLSingleLabel`` of https://github.com/Alibaba-MIIL/ASL; the paper has no equation for it, and its own
-single-label result (appendix G) used the sigmoid loss, see :class:`AsymmetricLoss`. Legend: z logits, p = softmax(z),
-y the class of a row, N rows, C classes, e smoothing (``eps``). A row's loss is
+It is the ``ASLSingleLabel`` of https://github.com/Alibaba-MIIL/ASL; the paper has no equation for it, and does not say
+whether its single-label result (appendix G) is of this or of the sigmoid loss, :class:`AsymmetricLoss`. Legend: z
+logits, p = softmax(z), y the class of a row, N rows, C classes, e smoothing (``eps``). A row's loss is
 
     - sum over c of s_c w_c log(p_c),    w_y = (1 - p_y)^gamma_pos,      s_y = 1 - e + e / C,
                                          w_c = p_c^gamma_neg otherwise,  s_c = e / C.

@@ -28,7 +28,7 @@ class MultiLabelLinearClsHead(BaseModule):
 
     A loss over classes that exclude each other (``use_sigmoid=False``: ``ASLSingleLabel``, mmdet's
     ``CrossEntropyLoss`` by its default) takes one class of each image, and predictions are a softmax then. For single
-    labels under a sigmoid, as in appendix G, give AsymmetricLoss and ``topk=1``.
+    labels under a sigmoid, as in our recipe of appendix G, give AsymmetricLoss and ``topk=1``.
 
     Args:
         num_classes: C.
