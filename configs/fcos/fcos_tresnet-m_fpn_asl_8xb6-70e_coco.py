@@ -1,4 +1,5 @@
-# Paper, appendix H, the ASL of table 13.
+# Paper, appendix H, the ASL of table 13. It gives neither margin nor alpha, and here is none: detectors
+# start at 0.01, and a margin above that would leave negatives without a gradient. asl-alpha has the focal loss's alpha.
 _base_ = 'fcos_tresnet-m_fpn_focal_8xb6-70e_coco.py'
 
 model = dict(

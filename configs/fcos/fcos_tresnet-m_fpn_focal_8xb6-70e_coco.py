@@ -1,4 +1,6 @@
-# Paper, appendix H: the focal loss of table 13.
+# Paper, appendix H: the focal loss of table 13. "The enhancements discussed in ATSS and FCOS" are read as those of
+# mmdet's improved FCOS: centerness beside the boxes, boxes in units of the stride, samples near centers, and the GIoU
+# loss, where the appendix says IoU loss. Resolution, flips and the focal loss's alpha of 0.25 are mmdet's as well.
 _base_ = [
     'mmdet::fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py',
     '../_base_/asl_mmdet.py',

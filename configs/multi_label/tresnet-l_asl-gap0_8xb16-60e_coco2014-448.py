@@ -1,4 +1,4 @@
-# Table 3, target 0. The paper gives neither step nor start; this starts from cross-entropy with a margin.
+# Table 3, target 0. The paper gives neither step, start nor limits; this starts from cross-entropy with a margin.
 _base_ = 'tresnet-l_asl_8xb16-60e_coco2014-448.py'
 
 model = dict(head=dict(loss=dict(gamma_neg=0.0)))

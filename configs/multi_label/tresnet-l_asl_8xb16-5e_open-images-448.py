@@ -1,4 +1,5 @@
-# Appendix F: 5 more epochs at 448 pixels, from the last checkpoint of the 30 at 224.
+# Appendix F: 5 more epochs at 448 pixels, from the last checkpoint of the 30 at 224. It gives no schedule of their own:
+# another whole cycle, up to the same rate.
 _base_ = ['tresnet-l_asl_8xb16-30e_open-images-224.py']
 
 _resize = dict(type='Resize', scale=(448, 448), keep_ratio=False)

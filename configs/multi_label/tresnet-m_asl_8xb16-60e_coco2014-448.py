@@ -1,4 +1,4 @@
-# The smaller TResNet, not in the paper, whose weights the authors publish: TResNet-M at 448 pixels.
+# The smaller TResNet, which the paper has in detectors only, and which the authors publish: TResNet-M at 448 pixels.
 _base_ = [
     '../_base_/asl_mmdet.py',
     '../_base_/models/tresnet-l_asl.py',

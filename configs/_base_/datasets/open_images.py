@@ -1,5 +1,6 @@
 # Appendix F: data/open_images with the CSVs of V6, and train/, test/. Untagged labels are negatives of reduced weight
 # in training (the paper gives no number) and unknown in evaluation, which skips classes without both kinds of labels.
+# Machine-generated labels count as untagged: the paper names them, and does not say whether it trained on them.
 _base_ = 'multi_label_loaders.py'
 
 train_dataloader = dict(

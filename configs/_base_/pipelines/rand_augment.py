@@ -1,5 +1,7 @@
 # The paper names AutoAugment (appendix B), the public script uses RandAugment. The space is RandAugment's of section 3
 # (https://arxiv.org/abs/1909.13719) without the identity; each operation draws its strength from mmdet's whole range.
+# CutOut, too, is the script's, whose hole has a random colour and its center in the picture; mmdet's is grey, with its
+# corner there.
 rand_augment = dict(
     type='RandAugment',
     aug_num=2,
