@@ -390,8 +390,9 @@ def precision_recall_f1(counts: Counts, classes: Tensor | None = None) -> dict[s
 
     CP and CR are means of :func:`class_precision_recall` over classes, and CF1 is their harmonic mean,
     2 CP CR / (CP + CR), which is not the mean of the classes' F1. OP = sum TP / sum predicted and OR = sum TP / sum P
-    are taken over all classes, those without positives too, and OF1 is their harmonic mean. OP is 0 when nothing is
-    predicted, a harmonic mean is 0 when both its terms are, and without any positive all but OP are NaN.
+    are taken over all classes, those without positives too, and OF1 is their harmonic mean; that of the 88.2 and 79.2
+    of ASL in table 8 is 83.5, where the paper prints 81.8. OP is 0 when nothing is predicted, a harmonic mean is 0 when
+    both its terms are, and without any positive all but OP are NaN.
 
     Args:
         classes: (C,) bool, the classes that CP and CR are the mean of. Those without positives never are.

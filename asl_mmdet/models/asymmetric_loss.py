@@ -219,7 +219,8 @@ class AsymmetricLoss(nn.Module):
 
     ``gamma_pos = gamma_neg = 0, clip = 0`` is binary cross-entropy; equal gammas with ``alpha`` are mmdet's FocalLoss.
     The defaults are the paper's for multi-label classification; detectors want ``gamma_pos=1, gamma_neg=2, clip=0``
-    (appendix H), and ``use_sigmoid=True`` written out in the config, because mmdet's heads read it there.
+    (appendix H, which names no margin), and ``use_sigmoid=True`` written out in the config, because mmdet's heads read
+    it there.
 
     The value is a sum of elements divided as ``reduction`` and ``avg_factor`` say: by N * C for 'mean' without
     ``avg_factor``, by ``avg_factor`` (the number of positives in detectors, of images in classification) with it. The
