@@ -10,7 +10,7 @@ beyond the scores stays below about 0.3 GB at any number of classes.
 
     mAP = average_precision(rank_positives(scores, targets)).nanmean()
     table_8 = precision_recall_f1(counts_at_threshold(scores, targets, 0.8))
-    top_3 = precision_recall_f1(counts_of_predictions(top_classes(scores, 3, 0.8), targets))
+    top_3 = precision_recall_f1(counts_of_predictions(top_classes(scores, 3), targets))
 """
 
 from collections.abc import Iterator, Sequence
@@ -316,8 +316,6 @@ def counts_at_threshold(scores: Scores, targets: Targets, thr: float | Tensor) -
 
 def top_classes(scores: Scores, k: int, thr: float | None = None) -> Tensor:
     """The ``k`` classes of the highest scores of each image; among equal scores those of the lower indices.
-
-    Table 8 has a threshold for its top 3, too: its OP and OR of them leave 2.9 OR / OP = 2.1 predictions an image.
 
     Args:
         scores: as for :func:`rank_positives`.

@@ -41,7 +41,7 @@ class _Batch:
 
     num_classes: int
     scores: np.ndarray | None  # (n, C) float32
-    top: np.ndarray | None  # (n, topk) int32, -1 where fewer reach the threshold
+    top: np.ndarray | None  # (n, topk) int32, -1 for those that do not count
     best: np.ndarray | None  # (n,) int32
     labels: dict[str, np.ndarray]  # by the names of GROUND_TRUTH: int32 class indices, image after image
     lengths: dict[str, np.ndarray]  # by the same names: (n,) int32, how many of them belong to each image
@@ -72,8 +72,7 @@ class MultiLabelMetric(BaseMetric):
 
     - ``mAP`` (macro): mean over the classes that have a positive. ``mAP_micro``: all image-class pairs as one class.
     - ``CP``, ``CR``: means over those classes, a class that is never predicted having precision 0. ``CF1``: their
-      harmonic mean. ``OP``, ``OR``, ``OF1``: from the sums over all classes. Each again for those of the top 3 that
-      reach ``thr``, as ``CP_top3``.
+      harmonic mean. ``OP``, ``OR``, ``OF1``: from the sums over all classes. Each again for the top 3, as ``CP_top3``.
     - ``macro_F1``: top-1, for images of exactly one label, over the classes that occur (table 12).
 
     Keys are ``multi-label/mAP``, ``multi-label/CF1_top3`` ... For ``save_best='multi-label/mAP'`` mmengine knows that
@@ -83,8 +82,9 @@ class MultiLabelMetric(BaseMetric):
         items: what to report, of mAP, mAP_micro, CP, CR, CF1, OP, OR, OF1 and macro_F1.
         thr: a class that scores as much or more is predicted, in (0, 1). 0.5 is mmpretrain's default; the official code
             validates above 0.8. None leaves out what depends on it.
-        topk: no more than so many classes of each image are predicted for the second set of figures, and without a
-            ``thr`` just as many. None leaves them out.
+        topk: so many classes of each image are predicted for the second set of figures. None leaves them out.
+        topk_above_thr: of these, those alone that reach ``thr``. Table 8 has it so: the OP and OR of its top 3 leave
+            2.9 OR / OP = 2.1 predictions an image.
         require_negatives: average over the classes that have both a positive and a negative (Open Images).
         official_map: add ``mAP_official``, where a class without positives counts 0.
         best_threshold: add ``best_OF1`` and ``best_OF1_thr``, the highest OF1 that one threshold reaches and that
@@ -106,6 +106,7 @@ class MultiLabelMetric(BaseMetric):
         items: Sequence[str] = ('mAP', *DECISION_ITEMS),
         thr: float | None = 0.5,
         topk: int | None = 3,
+        topk_above_thr: bool = False,
         require_negatives: bool = False,
         official_map: bool = False,
         best_threshold: bool = False,
@@ -123,10 +124,15 @@ class MultiLabelMetric(BaseMetric):
             raise ValueError(f'thr={thr} of MultiLabelMetric is a probability and must lie in (0, 1), or be None')
         if topk is not None and (topk < 1 or topk != int(topk)):
             raise ValueError(f'topk={topk} of MultiLabelMetric must be a whole number of 1 or more, or None')
+        if topk_above_thr and (thr is None or topk is None):
+            raise ValueError(
+                f'topk_above_thr=True of MultiLabelMetric wants a threshold and a number: thr={thr}, topk={topk}'
+            )
         self.items = items
         decides = any(item in DECISION_ITEMS for item in items)
         self.thr = thr if decides else None
         self.topk = topk if decides else None
+        self.topk_above_thr = topk_above_thr
         self.require_negatives = require_negatives
         self.official_map = official_map
         self.best_threshold = best_threshold
@@ -146,12 +152,13 @@ class MultiLabelMetric(BaseMetric):
             return
         scores = self._scores(data_samples)
         labels, lengths = self._labels(data_samples, scores.shape[1])
+        thr_of_top = self.thr if self.topk_above_thr else None
         needs_scores = self._ranks_classes or self._ranks_all or self.thr is not None
         self.results.append(
             _Batch(
                 num_classes=scores.shape[1],
                 scores=scores.numpy() if needs_scores else None,
-                top=top_classes(scores, self.topk, self.thr).to(torch.int32).numpy() if self.topk else None,
+                top=top_classes(scores, self.topk, thr_of_top).to(torch.int32).numpy() if self.topk else None,
                 best=top_classes(scores, 1)[:, 0].to(torch.int32).numpy() if 'macro_F1' in self.items else None,
                 labels=labels,
                 lengths=lengths,

@@ -1,4 +1,5 @@
-# Figure 5: mAP over the gamma of focal loss; 0 is cross-entropy. The paper's text has the mAP at 0 and the best, at 2 to 4.
+# Figure 5: mAP over the gamma of focal loss; 0 is cross-entropy. The paper's text has the mAP at 0, and the best at
+# 2 to 4.
 base = 'configs/multi_label/tresnet-l_asl_8xb16-60e_coco2014-448.py'
 metric = 'multi-label/mAP'
 seeds = [0]

@@ -90,10 +90,10 @@ def test_threshold_and_items():
     assert evaluate(samples, size=2, thr=None, topk=2, items=['OP']) == {'multi-label/OP_top2': 50}
 
 
-def test_the_top_is_above_the_threshold_as_in_table_8():
+def test_the_top_above_the_threshold_as_in_table_8():
     # At .5 the two highest are {0}, {0, 1} and none, with 2 right; all four classes of the second image reach it.
     samples = [sample([0.9, 0.4, 0.3, 0.2], [0]), sample([0.8, 0.7, 0.6, 0.5], [1]), sample([0.4, 0.3, 0.2, 0.1], [0])]
-    results = evaluate(samples, size=3, topk=2, items=('OP', 'OR'))
+    results = evaluate(samples, size=3, topk=2, topk_above_thr=True, items=('OP', 'OR'))
     assert results == pytest.approx(
         {
             'multi-label/OP': 200 / 5,
@@ -286,6 +286,7 @@ def test_save_best_follows_the_map(tmp_path):
         (dict(thr=80), r'thr=80.*\(0, 1\)'),
         (dict(topk=0), 'topk=0'),
         (dict(topk=2.5), 'topk=2.5'),
+        (dict(topk_above_thr=True, thr=None), 'topk_above_thr=True of MultiLabelMetric wants .* thr=None, topk=3'),
     ],
 )
 def test_arguments_out_of_range(config, message):

@@ -95,7 +95,7 @@ class Batches:
             yield sample
 
     def metric(self, **kwargs) -> MultiLabelMetric:
-        metric = MultiLabelMetric(thr=THRESHOLD, **kwargs)
+        metric = MultiLabelMetric(thr=THRESHOLD, topk_above_thr=True, **kwargs)
         metric.dataset_meta = dict(classes=[str(i) for i in range(self.classes)])
         return metric
 

@@ -13,5 +13,6 @@ val_dataloader = dict(
     dataset=dict(test_mode=True),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type='MultiLabelMetric')
-test_evaluator = dict(type='MultiLabelMetric', per_class=True)
+# The top 3 as in table 8.
+val_evaluator = dict(type='MultiLabelMetric', topk_above_thr=True)
+test_evaluator = dict(type='MultiLabelMetric', topk_above_thr=True, per_class=True)
