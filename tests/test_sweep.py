@@ -262,6 +262,16 @@ def test_a_faulty_grid_is_explained(content, message, grid_file, capsys):
     assert re.search(message, capsys.readouterr().err)
 
 
+def test_the_base_of_a_project_is_found_from_where_the_command_runs(tmp_path, monkeypatch):
+    grid, base = tmp_path / 'grids/ladder.py', tmp_path / 'configs/mine.py'
+    base.parent.mkdir()
+    base.write_text('')
+    with pytest.raises(sweep.SweepError, match='no base configs/mine.py'):
+        sweep.base_path(grid, 'configs/mine.py')
+    monkeypatch.chdir(tmp_path)
+    assert sweep.base_path(grid, 'configs/mine.py') == base
+
+
 def test_wrong_options_are_explained(grid_file, capsys):
     grid = str(grid_file(GRID))
     assert sweep.main([grid, '--only', 'ce']) == 2

@@ -2,7 +2,7 @@
 
 A grid is a small config file, as those of configs/_sweeps_:
 
-    base = 'configs/…py'            what every run trains; relative to the grid file or to the repository
+    base = 'configs/…py'            what every run trains; from the grid's folder, the current one or the repository
     metric = 'multi-label/mAP'      what the table and the plot compare
     seeds = [0, 1, 2]
     common = {KEY: VALUE}           overrides of every run
@@ -191,12 +191,14 @@ def flat(overrides: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 def base_path(grid_path: Path, base: str) -> Path:
     """
     Raises:
-        SweepError: the file is neither beside the grid nor in the repository.
+        SweepError: the file is neither beside the grid, nor in the current folder, nor in the repository.
     """
-    for folder in (grid_path.parent, ROOT):
+    folders = (grid_path.parent, Path.cwd(), ROOT)
+    for folder in folders:
         if (folder / base).is_file():
             return (folder / base).resolve()
-    raise SweepError(f'{grid_path}: no base {base} in {grid_path.parent} or {ROOT}; mend it, or give one with --config')
+    places = ', '.join(map(str, dict.fromkeys(folders)))
+    raise SweepError(f'{grid_path}: no base {base} in any of {places}; mend it, or give one with --config')
 
 
 def fault_of_key(config: Config, key: str) -> str | None:
