@@ -292,14 +292,17 @@ class CSVMultiLabelDataset(MultiLabelDataset):
 
         names = self._encode(images(), lines)
         form, classes, column_of_token = self._form(vocabulary, first_lines, separator, counts)
+        columns, chosen = column_of_token[np.asarray(tokens)], len(self._metainfo.get('classes') or classes)
+        others = np.count_nonzero(columns >= chosen)
+        ignored = f'; {others:,} other labels are left out: {short_list(classes[chosen:])}' if others else ''
         between = f' separated by {separator!r}' if separator else ', one per image'
         origin = ' from the file in alphabetical order' if self._metainfo.get('classes') is None else ''
         self.log(
             f'{self.ann_file} read as {form}{between}, in column {header[column]!r}; images in column '
-            f'{header[image]!r}; {len(self._metainfo.get("classes") or classes):,} classes{origin}'
+            f'{header[image]!r}; {chosen:,} classes{origin}{ignored}'
         )
         unique, row_of_line = self._unique(names, lines)
-        rows, columns = np.repeat(row_of_line, np.asarray(counts)), column_of_token[np.asarray(tokens)]
+        rows = np.repeat(row_of_line, np.asarray(counts))
         return LabelIndex(unique, classes, dict(gt_label=Ragged.from_pairs(rows, columns, len(unique), len(classes))))
 
     def _separator(self, column):
