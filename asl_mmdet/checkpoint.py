@@ -25,6 +25,7 @@ from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 TRUST = 'ASL_TRUST_CHECKPOINTS'
 
@@ -134,6 +135,19 @@ def fitting_weights(model: nn.Module, content: Mapping, path: str | Path) -> Ord
             'tools/model_converters/tresnet.py --head makes a checkpoint of a whole classifier in the official layout'
         )
     return fitting
+
+
+def check_start(model: nn.Module, path: str, resume: bool) -> None:
+    """Refuse weights to begin with that the model takes nothing of, and a run to go on with of another model.
+
+    mmengine would train from random weights, and stumble over the optimizer. What is sharded is not looked at.
+
+    Raises:
+        CheckpointError: neither weights nor run fit the model, or the file cannot be read.
+    """
+    if not is_model_wrapper(model) or isinstance(model, DistributedDataParallel):
+        content = CheckpointLoader.load_checkpoint(path, 'cpu')
+        (load_all_weights if resume else fitting_weights)(model, content, path)
 
 
 def _by_name(content: Mapping) -> OrderedDict:

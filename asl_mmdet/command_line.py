@@ -22,13 +22,10 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import CheckpointLoader, Runner
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from mmengine.runner import Runner
 
-from .checkpoint import CheckpointError, fitting_weights, load_all_weights
+from .checkpoint import CheckpointError
 from .datasets import AnnotationError
 from .datasets.detection import guard_detection_data, type_name
 from .datasets.label_index import message_of, quoted, suggestion
@@ -246,20 +243,6 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
             evaluators = one_or_more(cfg.get(f'{split}_evaluator'))
             guard_detection_data(cfg[f'{split}_dataloader'], evaluators, cfg.get('allow_outside', False))
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-
-
-def check_start(cfg: Config, model: nn.Module) -> None:
-    """Refuse a ``load_from`` that the model takes nothing of, and a run to go on with of another model.
-
-    mmengine would train from random weights, and stumble over the optimizer. What is sharded is not looked at.
-
-    Raises:
-        CheckpointError: neither weights nor run fit the model, or the file cannot be read.
-    """
-    if not cfg.get('load_from') or (is_model_wrapper(model) and not isinstance(model, DistributedDataParallel)):
-        return
-    content = CheckpointLoader.load_checkpoint(cfg.load_from, 'cpu')
-    (load_all_weights if cfg.get('resume') else fitting_weights)(model, content, cfg.load_from)
 
 
 def _leave_out_tensorboard_where_missing(cfg: Config) -> None:

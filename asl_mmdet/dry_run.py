@@ -32,8 +32,8 @@ from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .checkpoint import CheckpointError, has_begun
-from .command_line import KNOWN_SETTINGS, build_runner, check_start, one_or_more
+from .checkpoint import CheckpointError, check_start, has_begun
+from .command_line import KNOWN_SETTINGS, build_runner, one_or_more
 from .datasets import AnnotationError, MultiLabelDataset
 from .datasets.coco import read_coco_json
 from .datasets.detection import leaf_configs, type_name
@@ -80,7 +80,8 @@ def dry_run(cfg: Config) -> list[str]:
                 raise DryRunError('the config has no train_cfg or train_dataloader: there is nothing to train')
             runner = build_runner(cfg, 'train', 'val', 'test')
         with _doing('loading weights'):
-            check_start(cfg, runner.model)
+            if cfg.get('load_from'):
+                check_start(runner.model, cfg.load_from, cfg.get('resume'))
         has_data_check = any(isinstance(hook, DataCheckHook) for hook in runner.hooks)
         watched = _watched_metrics(runner)
         # What would write checkpoints and batches, and the second would name a file that is gone.

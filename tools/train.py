@@ -8,11 +8,10 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.device import get_device
 from mmengine.optim import AmpOptimWrapper
 
-from asl_mmdet.checkpoint import has_begun
+from asl_mmdet.checkpoint import check_start, has_begun
 from asl_mmdet.command_line import (
     add_config_arguments,
     build_runner,
-    check_start,
     exit_on_known_faults,
     load_config,
     make_resumable,
@@ -79,7 +78,8 @@ def main() -> None:
         return
     with exit_on_known_faults():
         runner = build_runner(cfg, 'train', 'val')
-        check_start(cfg, runner.model)
+        if cfg.get('load_from'):
+            check_start(runner.model, cfg.load_from, cfg.get('resume'))
         runner.train()
 
 

@@ -21,7 +21,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from ..checkpoint import newest_intact
+from ..checkpoint import check_start, newest_intact
 from ..datasets.label_index import suggestion
 from .exact_resume_hook import ExactResumeHook
 
@@ -85,7 +85,7 @@ class SafeCheckpointHook(CheckpointHook):
     Ctrl-C stops a single process at once.
 
     Raises:
-        CheckpointError: Before a resumed run starts, no checkpoint is intact.
+        CheckpointError: Before a resumed run starts, no checkpoint is intact, or the one found is of another model.
         OSError: A checkpoint cannot be written; no other was touched.
     """
 
@@ -112,6 +112,8 @@ class SafeCheckpointHook(CheckpointHook):
                 folder = os.path.join(folder, os.path.basename(runner.work_dir.rstrip(os.sep)))
             patterns = {re.sub(r'\{.*?\}', '*', self.filename_tmpl), 'iter_*.pth'}
             runner._load_from = newest_intact(runner.work_dir, folder, patterns)
+            if runner._load_from:
+                check_start(runner.model, runner._load_from, resume=True)
 
     def before_train(self, runner) -> None:
         self.training = True

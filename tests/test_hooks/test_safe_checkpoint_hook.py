@@ -246,6 +246,14 @@ def test_resume_refuses_where_none_is_intact(folder):
         build_run(folder, resume=True).train()
 
 
+def test_resume_refuses_a_run_of_another_model(folder):
+    content = torch.load(folder / 'epoch_3.pth', weights_only=False)
+    content['state_dict']['weight'] = torch.zeros(5)
+    torch.save(content, folder / 'epoch_3.pth')
+    with pytest.raises(CheckpointError, match="epoch_3.pth' holds no tensor of the config's model: it has weight"):
+        build_run(folder, resume=True).train()
+
+
 def test_resume_starts_where_nothing_is(tmp_path):
     runner = build_run(tmp_path, epochs=1, resume=True)
     runner.train()
