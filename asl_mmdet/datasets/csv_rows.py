@@ -31,7 +31,9 @@ def csv_rows(path: str, delimiter: str = ',') -> Iterator[tuple[int, list[str]]]
         except csv.Error as error:
             raise AnnotationError(f'{path}, the row that begins in line {line}: {error}') from None
         except UnicodeDecodeError:
-            raise AnnotationError(f'{path}, line {_not_utf_8(path)}: not text in UTF-8') from None
+            raise AnnotationError(
+                f'{path}, line {_not_utf_8(path)}: not text in UTF-8; save it as such, in Excel as "CSV UTF-8"'
+            ) from None
 
 
 def _not_utf_8(path):

@@ -431,8 +431,8 @@ class CSVMultiLabelDataset(MultiLabelDataset):
             again = int(np.flatnonzero(first[inverse] != np.arange(len(names)))[0])
             raise AnnotationError(
                 f'{self.ann_file}: image {quoted(names[again].decode())} stands in lines '
-                f'{lines[first[inverse[again]]]} and {lines[again]} ({len(names) - len(unique):,} '
-                'such lines). merge_rows=True is for one row per label'
+                f'{lines[first[inverse[again]]]} and {lines[again]} (such repeated lines: '
+                f'{len(names) - len(unique):,}). Take them out; merge_rows=True is for one row per label'
             )
         order = np.argsort(first)
         row_of_unique = np.empty_like(order)

@@ -232,6 +232,8 @@ class MultiLabelDataset(BaseDataset):
             if self.missing_images == 'error':
                 folder = osp.dirname(first[0])
                 message += '' if osp.isdir(folder) else f' (there is no folder {folder!r})'
+                if not any(osp.splitext(path)[1] for path in first):
+                    message += " (names without an ending: a table takes image_suffix='.jpg' or the like)"
                 raise AnnotationError(
                     f"{message}. Correct data_root or data_prefix, or leave them out with missing_images='drop'"
                 )

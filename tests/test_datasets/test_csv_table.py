@@ -82,6 +82,15 @@ def test_other_delimiters_headers_and_encodings(read):
     assert read('image,labels\na,dog\n', image_suffix='.jpg')[1] == {'a.jpg': [0]}
 
 
+@pytest.mark.parametrize(('name', 'told'), [('a', True), ('b.jpg', False)])
+def test_image_suffix_is_named_where_names_have_no_ending(name, told, tmp_path):
+    (tmp_path / 'a.jpg').touch()
+    (tmp_path / 'table.csv').write_text(f'image,labels\n{name},dog\n')
+    with pytest.raises(AnnotationError, match='1 of 1 images .* do not exist') as caught:
+        CSVMultiLabelDataset(ann_file='table.csv', data_root=str(tmp_path))
+    assert ("image_suffix='.jpg'" in str(caught.value)) is told
+
+
 def test_one_row_per_label(read):
     text = 'image,labels\nb.jpg,tree\na.jpg,dog\nb.jpg,dog\nc.jpg,\n'
     assert read(text, merge_rows=True) == (('dog', 'tree'), {'b.jpg': [0, 1], 'a.jpg': [0], 'c.jpg': []})
@@ -271,7 +280,7 @@ def test_broken_lines_are_named(read, text, kwargs, message):
 
 def test_file_that_is_not_utf8(read):
     rows = ''.join(f'{i}.jpg,Baum\n' for i in range(2000))
-    with pytest.raises(AnnotationError, match='table.csv, line 2002: not text in UTF-8'):
+    with pytest.raises(AnnotationError, match='table.csv, line 2002: not text in UTF-8; save it as such'):
         read(f'image,labels\n{rows}a.jpg,Bäume\n', encoding='latin-1')
 
 
