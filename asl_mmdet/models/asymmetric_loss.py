@@ -454,9 +454,11 @@ class AsymmetricLoss(nn.Module):
                 'other dimensions into N'
             )
         if not torch.is_tensor(target) or target.shape not in (shape, shape[:1]):
+            with_quality = '; a head that gives quality scores beside labels, as GFL and RTMDet, keeps its own loss'
             raise ValueError(
                 f'target of AsymmetricLoss must be a tensor of shape {tuple(shape[:1])} (class indices) or '
                 f'{tuple(shape)} (labels) for pred of shape {tuple(shape)}, got {_describe(target)}'
+                f'{with_quality if isinstance(target, tuple) else ""}'
             )
         holds_indices = target.ndim == 1
         if holds_indices and (target.is_floating_point() or target.dtype == torch.bool):

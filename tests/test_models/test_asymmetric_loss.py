@@ -564,3 +564,8 @@ def test_config_written_for_mmpretrain_works():
     logits, labels = torch.randn(4, 6), (torch.rand(4, 6) < 0.3).float()
     expected = reference(logits, labels, 0, 4, 0.05).sum() / 4
     assert loss(logits, labels, avg_factor=4).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_targets_with_quality_scores_are_refused_with_what_to_do():
+    with pytest.raises(ValueError, match='got tuple; a head that gives quality scores .* keeps its own loss'):
+        AsymmetricLoss()(torch.zeros(2, 3), (torch.zeros(2, dtype=torch.long), torch.zeros(2)))
