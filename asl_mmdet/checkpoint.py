@@ -178,9 +178,15 @@ def _read_pickle(file: Path | BinaryIO, name: str | Path, map_location: str | to
     # Again, and not at import alone: torch.serialization.safe_globals takes off torch's list what others put there.
     admit_runner_checkpoints()
     try:
-        return torch.load(file, map_location=map_location, weights_only=not trusted)
+        content = torch.load(file, map_location=map_location, weights_only=not trusted)
     except Exception as error:  # a damaged pickle makes the unpickler stumble over anything
         raise CheckpointError(f"'{name}' cannot be read as a checkpoint: {_reason(error, file)}") from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"'{name}' holds a {type(content).__name__} where a dict of tensors is expected. Give a file that a Runner "
+            'has written, or torch.save(model.state_dict(), ...)'
+        )
+    return content
 
 
 def _reason(error: Exception, file: Path | BinaryIO) -> str:
@@ -331,8 +337,6 @@ def load_from_pavi(filename: str, map_location=None) -> dict:
 def _for_runner(content: dict) -> dict:
     """A file that is tensors alone becomes a ``state_dict``, which mmengine's hooks expect. ``meta['config']``, which
     no mmengine writes, goes: ``Runner.resume`` runs it as Python."""
-    if not isinstance(content, Mapping):
-        return content
     if content and all(isinstance(value, torch.Tensor) for value in content.values()):
         return dict(state_dict=content)
     if isinstance(content.get('meta'), dict):

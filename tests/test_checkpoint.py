@@ -7,6 +7,7 @@ import pickle
 import shutil
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -129,6 +130,16 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path, name):
     (tmp_path / name).write_text('<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>')
     with pytest.raises(ValueError, match=name):
         read_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize(('content', 'kind'), [([torch.zeros(2)], 'list'), (torch.zeros(2), 'Tensor')])
+@pytest.mark.parametrize('read', [read_checkpoint, lambda path: CheckpointLoader.load_checkpoint(str(path))])
+def test_files_of_another_content_are_named(tmp_path, content, kind, read):
+    torch.save(content, tmp_path / 'a.pth')
+    with pytest.raises(
+        CheckpointError, match=f"a.pth' holds a {kind} where a dict of tensors is expected. Give a file"
+    ):
+        read(tmp_path / 'a.pth')
 
 
 def test_damaged_and_missing_files_are_named(tmp_path):
@@ -266,6 +277,27 @@ def test_a_checkpoint_of_which_nothing_would_be_loaded(content, has):
 def test_no_scheme_is_left_to_mmengines_loaders():
     modules = {prefix: loader.__module__ for prefix, loader in CheckpointLoader._schemes.items()}
     assert len(modules) >= 11 and set(modules.values()) == {'asl_mmdet.checkpoint'}
+
+
+def test_names_of_published_weights_lead_to_their_files(tmp_path, monkeypatch):
+    path = tmp_path / 'a.pth'
+    torch.save(dict(weight=torch.ones(2)), path)
+    for table, names in (
+        ('get_torchvision_models', dict(net=str(path))),
+        ('get_external_models', {'new/net': 'a.pth'}),
+        ('get_deprecated_model_names', {'old/net': 'new/net'}),
+        ('get_mmcls_models', dict(net=str(path))),
+        ('_get_mmengine_home', str(tmp_path)),
+    ):
+        monkeypatch.setattr(f'mmengine.runner.checkpoint.{table}', lambda names=names: names)
+    stored = SimpleNamespace(get=lambda name: path.read_bytes() if name == 's3://bucket/a.pth' else b'')
+    monkeypatch.setattr('asl_mmdet.checkpoint.get_file_backend', lambda name, backend_args: stored)
+    for name in ('torchvision://net', 'open-mmlab://new/net', 'openmmlab://old/net', 's3://bucket/a.pth'):
+        assert CheckpointLoader.load_checkpoint(name)['state_dict']['weight'].sum() == 2, name
+    torch.save(dict(state_dict={'backbone.weight': torch.ones(2), 'head.weight': torch.ones(2)}), path)
+    assert CheckpointLoader.load_checkpoint('mmcls://net')['state_dict'].keys() == {'weight'}
+    with pytest.raises(CheckpointError, match='pavi://a.pth.* are not read directly; download it and give its path'):
+        CheckpointLoader.load_checkpoint('pavi://a.pth')
 
 
 def test_safetensors_and_bare_tensors_are_loaded_by_the_runner(tmp_path):

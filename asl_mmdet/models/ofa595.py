@@ -7,7 +7,7 @@ figure 8. The blocks are mmdet's. Shapes: N images of H x W pixels.
 
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -158,7 +158,7 @@ class OFA595(StagedBackbone):
                 holds them in another shape; the model is unchanged then.
         """
         content = read_checkpoint(path, map_location)
-        state = content.get('state_dict', content) if isinstance(content, Mapping) else {}
+        state = content.get('state_dict', content)
         if prefix:
             prefix = prefix.removesuffix('.') + '.'
             state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

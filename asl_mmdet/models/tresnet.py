@@ -407,12 +407,10 @@ def read_weights(
         CheckpointError: The file cannot be read without running code from it, or holds no TResNet under ``prefix``.
     """
     content = read_checkpoint(path, map_location)
-    names = content.get('idx_to_class') or {} if isinstance(content, Mapping) else {}
+    names = content.get('idx_to_class') or {}
     for container in ('model', 'state_dict'):
-        if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
+        if isinstance(content.get(container), Mapping):
             content = content[container]
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"'{path}' holds a {type(content).__name__} where a dict of tensors is expected")
     tensors = {
         str(key).removeprefix('module.'): value for key, value in content.items() if isinstance(value, torch.Tensor)
     }
