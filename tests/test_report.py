@@ -223,7 +223,9 @@ def log(folder, *lines):
 
 def test_training_curves(tmp_path):
     assert 'No training log lies beside the checkpoint' in training_charts(tmp_path)['text']
-    training = [dict(loss=1 / i, lr=0.1, epoch=1, step=i, gap=0.5, time=1.0, memory=3) for i in range(1, 1001)]
+    training = [
+        dict(loss=1 / i, lr=0.1, epoch=1, step=i, gap=0.5, gamma_neg=4.0, time=1.0, memory=3) for i in range(1, 1001)
+    ]
     validation = {'coco/bbox_mAP': 0.5, 'coco/bbox_mAP_l': -1.0, 'coco/cat_precision': 0.7, 'step': 1, 'data_time': 0.1}
     log(tmp_path / '20260101_000000', *training, validation)
     found = training_charts(tmp_path)
@@ -233,6 +235,7 @@ def test_training_curves(tmp_path):
         ('Probabilities in training (eqs. 9, 10)', 'iteration', ['gap']),
         ('Validation, coco', 'epoch', ['bbox_mAP', 'bbox_mAP_l']),
         ('Learning rate', 'iteration', ['lr']),
+        ('gamma_neg in training', 'iteration', ['gamma_neg']),
     ]
     loss = found['charts'][0]['series'][0]
     assert len(loss['x']) == 400 and loss['x'][0] == 1 and loss['x'][-1] == 1000 and loss['y'][-1] == 0.001

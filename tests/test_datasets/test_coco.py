@@ -60,7 +60,7 @@ def test_cache_is_rebuilt_when_the_file_changes(coco, parsed):
     assert len(parsed) == 2
 
 
-@pytest.mark.parametrize('spoil', ['truncate', 'text', 'pickle', 'out of range', 'empty'])
+@pytest.mark.parametrize('spoil', ['truncate', 'text', 'pickle', 'out of range', 'empty', 'without labels'])
 def test_spoilt_cache_is_rebuilt(coco, parsed, spoil):
     cache = coco['file'].with_name(coco['file'].name + '.labels.npz')
     CocoMultiLabelDataset(**coco['config'])
@@ -76,6 +76,8 @@ def test_spoilt_cache_is_rebuilt(coco, parsed, spoil):
             arrays = {name: arrays[name] for name in arrays.files}
         if spoil == 'pickle':
             arrays['names'] = np.array([Bomb(cache.parent / 'executed')] * len(arrays['names']), dtype=object)
+        elif spoil == 'without labels':
+            del arrays['gt_label.offsets']
         else:
             arrays['gt_label.values'][0] = 200
         np.savez(cache, **arrays)
@@ -89,6 +91,15 @@ class Bomb:
 
     def __reduce__(self):
         return subprocess.call, (['touch', self.marker],)
+
+
+def test_the_cache_of_a_read_only_folder_is_read_by_everybody(coco, parsed, monkeypatch):
+    CocoMultiLabelDataset(**coco['config'])
+    cache = coco['file'].with_name(coco['file'].name + '.labels.npz')
+    assert cache.stat().st_mode & 0o777 == 0o644
+    monkeypatch.setattr(os, 'access', lambda path, mode: mode != os.W_OK)
+    assert labels(CocoMultiLabelDataset(**coco['config'])) == {42: [0, 1], 74: [0], 136: [1]}
+    assert len(parsed) == 1
 
 
 def test_read_only_folder_works_without_cache_and_says_so(coco, parsed, monkeypatch):

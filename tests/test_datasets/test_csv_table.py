@@ -271,6 +271,22 @@ def test_options_decide(read):
         ('a.jpg,1,0\n', dict(classes=['dog'], header=False), '2 class columns, but .* has 1 names: .*or add a header'),
         ('image,labels\n', {}, 'has no rows of data'),
         ('', {}, 'has no rows of data'),
+        ('a.jpg\nb.jpg\n', dict(header=False), 'there is no column besides the image. Decide with delimiter='),
+        (
+            'image,dog,cat\na.jpg,1,0\n',
+            dict(label_form='names'),
+            "2 columns besides the image, 'dog', 'cat'. Decide with label_column=",
+        ),
+        (
+            'image,dog,cat\na.jpg,1,0\na.jpg,0,1\n',
+            dict(merge_rows=True),
+            'merge_rows=True is for tables with one column of labels. Decide with unique image names',
+        ),
+        (
+            'image,labels\na.jpg,0\n',
+            dict(label_form='indices'),
+            'indices alone do not tell how many classes there are. Decide with metainfo=',
+        ),
     ],
 )
 def test_broken_lines_are_named(read, text, kwargs, message):

@@ -104,10 +104,12 @@ def test_only_the_main_process_reports(coco, log, monkeypatch):
     assert log == []
 
 
-def test_ratio_counts_untagged_classes_as_the_weight_says(coco):
+def test_ratio_counts_untagged_classes_as_the_weight_says(coco, log):
     unknown = CocoMultiLabelDataset(**coco['config'], untagged_weight=0)
     assert unknown.statistics()['positive_negative_ratio'] == float('inf')
+    assert 'labels per image, untagged classes unknown, positive-negative ratio inf' in log[-1][1]
     assert CocoMultiLabelDataset(**coco['config'], untagged_weight=0.1).statistics()['positive_negative_ratio'] == 4 / 5
+    assert 'labels per image, untagged classes negative with weight 0.1, positive-negative' in log[-1][1]
 
 
 def test_a_detectors_filter_is_refused(coco):
@@ -166,7 +168,26 @@ def test_missing_images(coco, log):
         CocoMultiLabelDataset(**config, missing_images='drop')
 
 
+@pytest.mark.parametrize('chunk', [1, 2, 3])
+def test_more_images_than_are_read_at_once(tmp_path, pictures, monkeypatch, chunk):
+    for module in ('label_index', 'multi_label'):
+        monkeypatch.setattr(f'asl_mmdet.datasets.{module}.CHUNK', chunk)
+    names = ['a.jpg', 'x/b.jpg', './x//c.jpg', 'gone.jpg', 'longer/name.jpg']
+    pictures(tmp_path, [name for name in names if name != 'gone.jpg'])
+    assert encode_names(names).tolist() == [name.encode() for name in names]
+    assert normalize_names(encode_names([*names, '../d.jpg']))[1].tolist() == [5]
+    dataset = table(tmp_path, names, missing_images='drop')
+    assert [dataset.get_data_info(i)['img_id'] for i in range(len(dataset))] == [
+        'a.jpg',
+        'x/b.jpg',
+        'x/c.jpg',
+        'longer/name.jpg',
+    ]
+
+
 def test_missing_annotation_file(coco):
+    with pytest.raises(AnnotationError, match='CocoMultiLabelDataset needs ann_file'):
+        CocoMultiLabelDataset()
     with pytest.raises(AnnotationError, match='train2014.json does not exist.*data_root='):
         CocoMultiLabelDataset(**dict(coco['config'], ann_file='annotations/train2014.json'))
 
@@ -282,6 +303,18 @@ def test_fault_of_a_later_transform_is_not_blamed_on_the_image(coco):
     with pytest.raises(RuntimeError, match=f"the pipeline fails on .*{coco['names'][0]}: KeyError: 'gt_bboxes'"):
         dataset[0]
     assert dataset._corrupt.sum() == 0
+
+
+def test_an_image_that_a_later_transform_passes_over_is_not_counted_as_unreadable(coco):
+    load = coco['config']['pipeline'][0]
+    passed_over = CocoMultiLabelDataset(**dict(coco['config'], pipeline=[load, lambda results: None]))
+    assert passed_over.prepare_data(0) is None and passed_over._corrupt.sum() == 0
+
+    def exhausted(results):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        CocoMultiLabelDataset(**dict(coco['config'], pipeline=[load, exhausted])).prepare_data(0)
 
 
 # ------------------------------------------------------------------------------------ mmengine's and mmdet's interfaces

@@ -181,7 +181,24 @@ def test_faulty_files_are_named(read, files, message):
         read(**files)
 
 
-def test_agrees_with_a_plain_reader_on_random_files(tmp_path):
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path):
+    path = tmp_path / 'human.csv'
+    path.write_text('\n'.join([*HUMAN[:2], 'x' * 100000]))
+    blocks = read_labels(str(path), LabelTable(['/m/01g317'], 'classes.csv'), None, block=1 << 14)
+    with pytest.raises(AnnotationError, match='human.csv, line 3 has no end'):
+        list(blocks)
+
+
+@pytest.mark.parametrize('untagged', ['absent', 1.5, -0.5])
+def test_misspelt_untagged(read, untagged):
+    with pytest.raises(ValueError, match=f"untagged={untagged!r}: give 'unknown', 'negative' or a weight between"):
+        read(untagged=untagged)
+
+
+@pytest.mark.parametrize('chunk', [1, 7, 1 << 20])
+def test_agrees_with_a_plain_reader_on_random_files(tmp_path, monkeypatch, chunk):
+    for module in ('open_images', 'label_index'):
+        monkeypatch.setattr(f'asl_mmdet.datasets.{module}.CHUNK', chunk)
     generator = np.random.default_rng(0)
     labels = [f'/m/{i:04x}' for i in range(300)]
     rows = [

@@ -37,6 +37,15 @@ def test_overlap_is_found_through_links_and_different_prefixes(tmp_path, picture
         check_no_overlap(ConcatDataset([apart, train]), RepeatDataset(leaks, 2))
 
 
+def test_overlap_is_found_where_files_name_images_outside_their_folders(tmp_path, pictures):
+    pictures(tmp_path / 'all', ['a.jpg', 'b.jpg', 'c.jpg'])
+    train = table(tmp_path / 'one', ['../all/a.jpg,dog', f'{tmp_path}/all/b.jpg,dog'], allow_outside=True)
+    check_no_overlap(train, table(tmp_path / 'two', ['../all/c.jpg,dog'], allow_outside=True))
+    for name in ('../all/a.jpg', '../all/b.jpg'):
+        with pytest.raises(AnnotationError, match='1 images of .*three/table.csv .* are also in .*one/table.csv'):
+            check_no_overlap(train, table(tmp_path / 'three', [f'{name},dog'], allow_outside=True))
+
+
 def test_the_two_parts_of_a_file_do_not_overlap(tmp_path, pictures):
     names = [f'im{i}.jpg' for i in range(40)]
     pictures(tmp_path, names)

@@ -6,8 +6,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Dataset
 
-from asl_mmdet.hooks.exact_resume_hook import seed_from
+from asl_mmdet.hooks.exact_resume_hook import SeededBatches, seed_from
 from tests.test_hooks.noisy_run import assert_same, build_run, state
 
 
@@ -48,6 +49,17 @@ def test_seeds_reach_every_generator_in_use(monkeypatch):
     monkeypatch.setattr(torch, 'manual_seed', seeds.append)
     seed_from(0, 7, 1)
     assert seeds == words[2:] * 2
+
+
+def test_a_data_set_that_reads_whole_batches_goes_on_to_do_so():
+    class Whole(Dataset):
+        def __getitems__(self, indices):
+            return [torch.rand(1), indices]
+
+    batches = SeededBatches(Whole(), seed=0, rank=0)
+    (first, indices), (second, _) = batches([3, 1]), batches([2])
+    batches.begin(0, 1)
+    assert indices == [3, 1] and first != second and batches([2])[0] == second
 
 
 def test_random_numbers_do_not_repeat(whole):
