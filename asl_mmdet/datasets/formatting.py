@@ -42,7 +42,7 @@ class PackMultiLabelInputs(BaseTransform):
         )
         for key in GROUND_TRUTH:
             if key in results:
-                sample.set_field(torch.as_tensor(np.asarray(results[key], dtype=np.int64)), key, dtype=torch.Tensor)
+                sample.set_field(torch.as_tensor(np.asarray(results[key], dtype=np.int64)), key)
         packed = dict(data_samples=sample)
         if 'img' in results:
             image = results['img'] if results['img'].ndim == 3 else results['img'][..., None]

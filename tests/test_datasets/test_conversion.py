@@ -15,7 +15,7 @@ from asl_mmdet.datasets.conversion import (
 )
 
 
-@pytest.mark.parametrize('orientation', [1, 3, 6, 8])
+@pytest.mark.parametrize('orientation', range(1, 9))
 @pytest.mark.parametrize('suffix', ['.jpg', '.png', '.bmp', '.webp', '.tif'])
 def test_sizes_are_those_that_are_loaded(tmp_path, suffix, orientation):
     exif = Image.Exif()

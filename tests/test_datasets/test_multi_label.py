@@ -371,7 +371,9 @@ def test_pack_keeps_type_and_adds_the_third_axis():
     sample = packed['data_samples']
     assert sample.metainfo == dict(img_id=7, untagged_weight=0.5) and 'gt_label' not in sample
     assert sample.gt_unknown.tolist() == [4] and sample.gt_unknown.dtype == torch.int64
-    assert set(pack(dict(gt_label=np.array([1])))) == {'data_samples'}
+    packed = pack(dict(gt_label=np.array([1], dtype=np.uint8), gt_negative=[]))
+    assert set(packed) == {'data_samples'} and packed['data_samples'].gt_label.dtype == torch.int64
+    assert packed['data_samples'].gt_negative.dtype == torch.int64
     flipped = pack(dict(img=np.arange(12, dtype=np.uint8).reshape(2, 2, 3)[:, ::-1]))['inputs']
     assert flipped[0].tolist() == [[3, 0], [9, 6]] and flipped.is_contiguous()
 

@@ -85,6 +85,8 @@ def test_heads_have_as_many_classes_as_the_data_set(tmp_path, pictures):
         r'model.bbox_head.num_classes=3, or choose 80 classes',
     ):
         check_num_classes(detector(80), RepeatDataset(dataset, 2))
+    with pytest.raises(AnnotationError, match='set model.bbox_head.num_classes=3'):
+        check_num_classes(nn.DataParallel(detector(80)), dataset)
     cascade = detector(3)
     cascade.bbox_head = nn.ModuleList(detector(count).bbox_head for count in (3, 80, 3))
     with pytest.raises(AnnotationError, match=r'set model.bbox_head.1.num_classes=3'):

@@ -182,6 +182,19 @@ def test_finite_runs_are_left_alone(tmp_path):
     assert ends[0] == ends[1] == ends[2] != (1.0, 1.0)
 
 
+def test_no_batch_is_kept_that_is_known_to_be_finite(tmp_path):
+    class Watched(LikeGPU):
+        kept = 0
+
+        def after_train_iter(self, *args, **kwargs):
+            super().after_train_iter(*args, **kwargs)
+            self.kept = max(self.kept, len(self._unknown))
+
+    hook = Watched(interval=50)
+    runner_of(tmp_path, [GOOD] * 4, hook=hook, logging=50).train()
+    assert hook.kept == 0
+
+
 def test_a_schedule_knows_the_watched_step(tmp_path, recwarn):
     schedule = dict(type='LinearLR', start_factor=0.5, by_epoch=False)
     runner_of(tmp_path, [GOOD] * 3, param_scheduler=schedule).train()
