@@ -249,6 +249,23 @@ def test_training_curves(tmp_path):
     assert '1 lines of training' in training_charts(tmp_path)['text']
 
 
+def test_metrics_of_a_class_stand_in_its_row_alone(tmp_path):
+    # One of the names holds a slash.
+    _, _, made = samples(tmp_path)
+    metric = MultiLabelReportMetric(per_class=True, best_threshold=True)
+    results = evaluate(metric, made)
+    overall = {name: value for name, value in results.items() if not re.search('/(AP|best_thr)_', name)}
+    assert len(results) == len(overall) + 2 * len(CLASSES)
+    lines = [dict(loss=1.0, epoch=1, step=1), {**results, 'step': 1}]
+    log(tmp_path / '20260101_000000', *lines)
+    files = tmp_path / 'config.py', tmp_path / 'epoch_1.pth'
+    data, _ = page_data(write_report(tmp_path, metric.evaluation, results, *files))
+    names = [name.removeprefix('multi-label/') for name in overall]
+    assert data['metrics'] == [[name, pytest.approx(value, abs=1e-6)] for name, value in zip(names, overall.values())]
+    (chart,) = (chart for chart in data['training']['charts'] if chart['title'].startswith('Validation'))
+    assert chart['title'] == 'Validation, multi-label' and [one['name'] for one in chart['series']] == names
+
+
 # --------------------------------------------------------------------------------------------------------- in a browser
 
 

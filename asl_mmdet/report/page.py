@@ -5,6 +5,7 @@ import hashlib
 import html
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -140,7 +141,8 @@ def _value(name: str, value: float) -> float | None:
 
 def _is_of_one_class(name: str) -> bool:
     """Whether a metric is that of a class: they are as many, and in the table."""
-    return name.rpartition('/')[2].startswith(('AP_', 'best_thr_')) or name.endswith('_precision')
+    # What is behind AP_ may hold a slash.
+    return re.search(r'(^|/)(AP|best_thr)_', name) is not None or name.endswith('_precision')
 
 
 def _thinned(points: list[tuple[float, float | None]]) -> dict[str, list]:
