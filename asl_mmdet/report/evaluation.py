@@ -204,7 +204,6 @@ class CocoReportMetric(CocoMetric):
         evaluator = COCOeval(self._coco_api, iouType='bbox')
         evaluator.cocoDt = detections
         evaluator.params.catIds = self.cat_ids
-        evaluator.params.imgIds = self.img_ids
         evaluator.params.maxDets = [max(self.proposal_nums)]
         evaluator.params.iouThrs = np.atleast_1d(self.iou_thrs)
         evaluator.params.areaRng, evaluator.params.areaRngLbl = [[0, 1e10]], ['all']

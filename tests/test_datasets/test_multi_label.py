@@ -172,7 +172,7 @@ def test_missing_images(coco, log):
 def test_more_images_than_are_read_at_once(tmp_path, pictures, monkeypatch, chunk):
     for module in ('label_index', 'multi_label'):
         monkeypatch.setattr(f'asl_mmdet.datasets.{module}.CHUNK', chunk)
-    names = ['a.jpg', 'x/b.jpg', './x//c.jpg', 'gone.jpg', 'longer/name.jpg']
+    names = ['gone.jpg', 'a.jpg', 'x/b.jpg', './x//c.jpg', 'longer/name.jpg']
     pictures(tmp_path, [name for name in names if name != 'gone.jpg'])
     assert encode_names(names).tolist() == [name.encode() for name in names]
     assert normalize_names(encode_names([*names, '../d.jpg']))[1].tolist() == [5]
