@@ -1,9 +1,12 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.hooks import LoggerHook
 from torch import nn
 
+from asl_mmdet.hooks.probability_gap_hook import is_logging_step
 from asl_mmdet.models import AsymmetricLoss
 from asl_mmdet.models.asymmetric_loss import ProbabilityStatistics
 
@@ -61,6 +64,16 @@ COUNTED = [
     ([0, 0, 1, 3], [[1, 1, 1]] * 4, 0, [0.5, 1, 2.5, 5]),
     ([0, 0, 1, 3], None, -1, [1.5, 3, 4.5, 9]),
 ]
+
+
+@pytest.mark.parametrize(
+    ('interval', 'ignore_last', 'steps'), [(2, True, [1, 3]), (2, False, [1, 3, 4]), (10, True, [4])]
+)
+def test_a_logging_step_is_one_whose_line_mmengine_writes(interval, ignore_last, steps):
+    runner = SimpleNamespace(train_dataloader=range(5), hooks=[LoggerHook(interval=interval, ignore_last=ignore_last)])
+    assert [i for i in range(5) if is_logging_step(runner, i)] == steps
+    runner.hooks = []
+    assert not any(is_logging_step(runner, i) for i in range(5))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from mmengine.hooks import Hook
 
 from asl_mmdet import checkpoint
 from asl_mmdet.checkpoint import CheckpointError
-from asl_mmdet.hooks import safe_checkpoint_hook
+from asl_mmdet.hooks import SafeCheckpointHook, safe_checkpoint_hook
 from asl_mmdet.hooks.safe_checkpoint_hook import AtomicLocalBackend
 from tests.test_hooks.noisy_run import Count, assert_same, build_run, state
 
@@ -306,6 +307,16 @@ def test_the_best_of_such_a_validation_is_remembered(tmp_path):
     assert [name for name in files(tmp_path) if 'best' in name] == ['best_acc_epoch_1.pth']
     info = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)['message_hub']['runtime_info']
     assert info['best_score'] == 0.9
+
+
+def test_a_run_resumes_from_a_folder_of_checkpoints_elsewhere(tmp_path):
+    """mmengine keeps them in ``out_dir/<name of the work dir>``; here the marker of the last one is gone."""
+    (tmp_path / 'out/work').mkdir(parents=True)
+    for step in (1, 2):
+        torch.save(dict(meta=dict(iter=step)), tmp_path / f'out/work/epoch_{step}.pth')
+    runner = SimpleNamespace(_resume=True, _load_from=None, work_dir=f'{tmp_path}/work/')
+    SafeCheckpointHook(out_dir=f'{tmp_path}/out').before_run(runner)
+    assert runner._load_from == f'{tmp_path}/out/work/epoch_2.pth'
 
 
 # ------------------------------------------------------------------------------------------------------------- signals
