@@ -200,6 +200,24 @@ def test_epochs_of_another_length_go_on_in_their_place(before, after, begin, beg
     torch.testing.assert_close(rates[1:], expected[done * after + 1 :])
 
 
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_within_an_epoch_it_goes_on_at_its_step(by_epoch):
+    in_epochs = dict(end=5, convert_to_iter_based=True, epoch_length=6)
+
+    def scheduler(kwargs):
+        optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], 0.1)
+        return optimizer, PARAM_SCHEDULERS.build(dict(type='ScalableOneCycleLR', optimizer=optimizer, **kwargs))
+
+    optimizer, first = scheduler(in_epochs)
+    expected = trajectory([first], optimizer, 30)[:, 0, 0]
+    optimizer, first = scheduler(in_epochs)
+    trajectory([first], optimizer, 8)
+    optimizer, second = scheduler(in_epochs if by_epoch else dict(total_steps=30, by_epoch=False))
+    second.load_state_dict(first.state_dict())
+    # The first is that of the optimizer's state.
+    torch.testing.assert_close(trajectory([second], optimizer, 22)[1:, 0, 0], expected[9:])
+
+
 def test_a_maximum_of_its_own_is_refused():
     optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], 0.1)
     with pytest.raises(ValueError, match='eta_max=0.2 .* optim_wrapper.optimizer.lr'):
