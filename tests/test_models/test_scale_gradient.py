@@ -63,6 +63,15 @@ def test_without_a_triton_that_works_torch_multiplies(monkeypatch, dtype, fault)
     assert grad.tolist() == [7, 7]
 
 
+@pytest.mark.parametrize('grad', [torch.ones(2, dtype=torch.float64), torch.ones(3, 2).t()])
+def test_what_the_kernel_cannot_read_is_multiplied_by_torch(monkeypatch, grad):
+    monkeypatch.setitem(sys.modules, 'asl_mmdet.models.triton_pass', SimpleNamespace(scale_in_place=None))
+    monkeypatch.setattr(module, '_FAULTS', [])
+    grad = grad.as_subclass(OnAGpu)
+    scale_gradient(grad, torch.tensor(3.0))
+    assert (grad == 3).all() and module._FAULTS == []
+
+
 def test_memory_that_runs_out_is_not_taken_for_a_missing_triton(monkeypatch):
     def fails(grad, factor):
         raise torch.OutOfMemoryError
