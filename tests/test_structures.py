@@ -149,8 +149,9 @@ def test_moving_leaves_ground_truth_alone():
     before = sample([1, 2], negative=[0], unknown=[3], img_path='a.jpg')
     before.pred_score = torch.zeros(4)
     before.gt_instances = BaseDataElement(boxes=torch.zeros(2))
+    before.caption = ['a dog']
     after = before.to(torch.float64)
-    assert isinstance(after, MultiLabelDataSample) and after.img_path == 'a.jpg'
+    assert isinstance(after, MultiLabelDataSample) and (after.img_path, after.caption) == ('a.jpg', ['a dog'])
     assert after.pred_score.dtype == after.gt_instances.boxes.dtype == torch.float64
     assert after.gt_label.tolist() == [1, 2] and after.gt_negative.tolist() == [0] and after.gt_unknown.tolist() == [3]
     assert {after.gt_label.dtype, after.gt_negative.dtype, after.gt_unknown.dtype} == {torch.int64}

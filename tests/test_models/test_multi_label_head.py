@@ -61,6 +61,9 @@ def test_loss_is_summed_over_classes_and_averaged_over_images():
     logits = torch.zeros(3, 80)
     loss = head_with_logits(logits, loss=CE).loss((logits,), [sample([1, 2]), sample([]), sample([79])])
     assert list(loss) == ['loss'] and loss['loss'].item() == pytest.approx(80 * math.log(2), rel=1e-6)
+    head = head_with_logits(logits, loss=ASL)
+    elements = head.loss((logits,), [sample([1, 2])] * 3, reduction_override='none')['loss']
+    assert elements[0, :2].tolist() == pytest.approx([-(0.45**4) * math.log(0.55), math.log(2)], rel=1e-6)
     # ASL at zero logits, 3 positives of 80: p = 1/2, p_m = 0.45.
     asl = head_with_logits(logits, loss=ASL).loss((logits,), [sample([1, 2, 3])] * 3)['loss']
     assert asl.item() == pytest.approx(3 * math.log(2) - 77 * 0.45**4 * math.log(0.55), rel=1e-6)
