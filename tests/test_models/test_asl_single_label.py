@@ -51,11 +51,12 @@ def test_a_value_by_hand():
     assert loss.item() == pytest.approx(0.2 * math.log(2) + 0.2 / 256 * math.log(4), rel=1e-6)
 
 
-def test_zero_gammas_are_cross_entropy_with_smoothing():
+@pytest.mark.parametrize('eps', [0, 0.1, 1])
+def test_zero_gammas_are_cross_entropy_with_smoothing(eps):
     logits, target = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, -1, 1])
-    loss = ASLSingleLabel(gamma_neg=0, eps=0.1, reduction='sum')(logits, target)
+    loss = ASLSingleLabel(gamma_neg=0, eps=eps, reduction='sum')(logits, target)
     torch.testing.assert_close(
-        loss, F.cross_entropy(logits, target, ignore_index=-1, label_smoothing=0.1, reduction='sum')
+        loss, F.cross_entropy(logits, target, ignore_index=-1, label_smoothing=eps, reduction='sum')
     )
 
 
