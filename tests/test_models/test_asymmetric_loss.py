@@ -228,6 +228,11 @@ def test_detached_focusing_is_autograd_with_a_constant_factor():
     assert torch.equal(value_and_grad(lambda z: official(z, labels), logits)[1], grad)
 
 
+def test_no_margin_may_be_none_as_in_the_official_code():
+    # At p = 1/2: (1/2)^4 log(2).
+    assert AsymmetricLoss(clip=None)(torch.zeros(1, 1), torch.zeros(1, 1)).item() == pytest.approx(math.log(2) / 16)
+
+
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
 def test_a_weight_may_be_a_mask(dtype):
     logits, labels = torch.randn(6, 4, dtype=dtype), torch.randint(0, 2, (6, 4))
@@ -407,6 +412,13 @@ def test_class_weight_scales_both_terms_of_a_class():
     )
     torch.testing.assert_close(weighted, plain * torch.tensor([1.0, 0.0, 3.0]))
     assert list(AsymmetricLoss(class_weight=[1.0, 2.0]).state_dict()) == []
+
+
+def test_class_weight_of_as_many_classes_as_rows_in_blocks_of_rows(monkeypatch):
+    monkeypatch.setattr('asl_mmdet.models.eager_pass.BLOCK', 3)
+    # With alpha = 1 negatives have no loss, and at p = 1/2 a positive of the last class has 4 log(2).
+    loss = AsymmetricLoss(alpha=1, clip=0, class_weight=[1, 2, 4], reduction='sum', fused=False)
+    assert loss(torch.zeros(3, 3), torch.tensor([[0.0, 0, 1]] * 3)).item() == pytest.approx(12 * math.log(2))
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
