@@ -120,6 +120,11 @@ def test_float64_scores_keep_their_order():
     assert average_precision(rank_positives(scores, torch.tensor([[0], [1]]))).tolist() == [1.0]
 
 
+def test_finite_scores_whose_sum_is_not():
+    scores = torch.tensor([[3e38], [2e38], [1e38]])
+    assert average_precision(rank_positives(scores, torch.tensor([[0], [1], [0]]))).tolist() == [0.5]
+
+
 # --------------------------------------------------------------------------------------------- precision, recall and F1
 
 
@@ -155,6 +160,11 @@ def test_nothing_predicted_and_nothing_positive():
     assert nothing == dict(CP=0, CR=0, CF1=0, OP=0, OR=0, OF1=0)
     empty = precision_recall_f1(Counts(torch.tensor([0]), torch.tensor([3]), torch.tensor([0])))
     assert empty == pytest.approx(dict(CP=NAN, CR=NAN, CF1=NAN, OP=0, OR=NAN, OF1=NAN), nan_ok=True)
+
+
+def test_precision_and_recall_are_float64():
+    shares = class_precision_recall(Counts(*torch.tensor([[1], [3], [7]])))
+    assert [share.tolist() for share in shares] == [[1 / 3], [1 / 7]]
 
 
 def test_threshold_belongs_to_the_predicted():

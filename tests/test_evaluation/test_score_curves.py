@@ -57,6 +57,17 @@ def test_a_detector_by_hand():
     assert curves.histograms[0, 1].nonzero()[0].tolist() == [4, 14]
 
 
+def test_the_only_positive_is_all_there_is_to_find():
+    curves = score_curves([ClassScores(ascending(0.5), ascending(0.5), 1)], 1, np.array([0.5]))
+    assert [curve.recall.tolist() for curve in (*curves.precision_recall, curves.overall)] == [[1], [1]]
+
+
+def test_one_wrong_candidate_among_many_right_ones_keeps_its_probability():
+    right = np.full(100_000, 0.1, dtype=np.float32)
+    curves = score_curves([ClassScores(np.append(right, np.float32(0.7)), right, len(right))], 1, right)
+    assert curves.probabilities == pytest.approx(np.array([[0.1, 0.3]] * 2), rel=1e-6)
+
+
 def test_classes_without_positives_or_candidates():
     none, empty = ascending(), ClassScores(ascending(), ascending(), 2)
     curves = score_curves([ClassScores(ascending(0.4), none, 0), empty], 2, none)
