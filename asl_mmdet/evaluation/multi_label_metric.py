@@ -316,7 +316,7 @@ def without_padding(shards: Sequence[tuple[int, list[_Batch]]]) -> list[_Batch]:
     for rank, (_, batches) in enumerate(shards):
         left = -((rank - size) // len(shards))
         for batch in batches:
-            kept.append(batch.head(max(left, 0)) if padded and len(batch) > left else batch)
+            kept.append(batch.head(max(left, 0)) if padded else batch)
             left -= len(batch)
     return kept
 
