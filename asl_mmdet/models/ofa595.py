@@ -176,7 +176,7 @@ class OFA595(StagedBackbone):
                 f"of another shape, {wrong[0]} among them. The authors' file is 'init' of "
                 'flops@595M_top1@80.0_finetune@75'
             )
-        self.load_state_dict({key: value for key, value in state.items() if key in expected}, strict=False)
+        self.load_state_dict(state, strict=False)
         left_out = sorted(set(state) - set(expected))
         print_log(
             f"OFA595: loaded '{path}'" + (f'; left out: {", ".join(left_out)}' if left_out else ''), logger='current'

@@ -191,6 +191,16 @@ def test_own_checkpoints_load_with_a_prefix(tmp_path):
         assert torch.equal(model.state_dict()[name], value)
 
 
+def test_what_is_no_part_of_the_backbone_is_named(tmp_path, monkeypatch):
+    messages = []
+    monkeypatch.setattr('asl_mmdet.models.ofa595.print_log', lambda message, logger: messages.append(message))
+    whole = authors_state()
+    for state in (whole, {key: value for key, value in whole.items() if not key.startswith('classifier')}):
+        OFA595(init_cfg=checkpoint(tmp_path, state)).init_weights()
+    loaded = f"OFA595: loaded '{tmp_path / 'init'}'"
+    assert messages == [f'{loaded}; left out: classifier.linear.bias, classifier.linear.weight', loaded]
+
+
 def test_detector_stages_load_from_a_whole_file(tmp_path):
     model = OFA595(out_indices=(1, 2, 3, 4), init_cfg=checkpoint(tmp_path, authors_state()))
     model.init_weights()
