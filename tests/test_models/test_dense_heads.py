@@ -196,3 +196,19 @@ def test_a_single_stage_detector_of_mmdet_runs_in_its_three_modes(config):
         results = detector(**data, mode='predict')
         assert [type(result) for result in results] == [DetDataSample] * 2
         assert isinstance(detector(**data, mode='tensor'), tuple)
+
+
+class QueryHead(torch.nn.Module):
+    """The order of MaskFormerHead, which predicts by a softmax over C + 1 channels."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.num_classes = 4
+        self.cls_embed = torch.nn.Linear(2, channels)
+        self.loss_cls = MODELS.build(dict(type='AsymmetricLoss'))
+
+
+def test_queries_with_a_channel_for_background_are_refused():
+    QueryHead(4)
+    with pytest.raises(ValueError, match='QueryHead.loss_cls .* softmax with a channel for background'):
+        QueryHead(5)
