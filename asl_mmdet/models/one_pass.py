@@ -18,6 +18,8 @@ from torch import Tensor
 LARGEST_LOGIT = 80.0
 # Elements of a row beyond which a CPU adds them up in float64.
 WIDE_ROW = 128
+# Elements from which on torch uses several threads for most operations.
+SINGLE_THREADED = 32768
 LOG_2, LOG2_E = 0.6931471805599453, 1.4426950408889634
 
 
@@ -189,6 +191,12 @@ def log1p(x: Tensor, rough: bool = False) -> Tensor:
     1e-5 where ``rough``: torch's log1p, exact to half of the former, takes more than half of the kernel's time.
     """
     if not _in_kernel(x):
+        small = x.is_cpu and x.numel() < SINGLE_THREADED and x.is_contiguous()
+        if small and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # In parts for which no threads are woken. That is done from 2048 elements on, takes longer than one thread
+            # does for all of it, and milliseconds where other processes keep the cores busy.
+            torch._foreach_log1p_(x.view(-1).unsafe_split(2048))
+            return x
         return x.log1p_()
     exponent, r = _split(1 + x)
     near_0 = _rough_log1p_near_0 if rough else _log1p_near_0

@@ -631,6 +631,29 @@ def test_avg_factor_is_one_constant_number():
         loss(logits, target, avg_factor=torch.ones(2))
 
 
+@pytest.mark.parametrize('size', [0, 1, 2048, 2049, 32767, 32768])
+def test_log1p_of_a_small_batch_is_taken_in_parts_and_in_place(size):
+    x = torch.rand(size, generator=torch.Generator().manual_seed(0)) * 10
+    expected = torch.from_numpy(np.log1p(x.double().numpy())).float()
+    taken = []
+
+    class Spy(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if 'log1p' in str(func):
+                taken.extend(len(part) for part in (args[0] if isinstance(args[0], list) else [args[0]]))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Spy():
+        found = log1p(x)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    assert found is x and sum(taken) == size
+    assert max(taken, default=0) <= 2048 or size == 32768
+    # Parts are views that autograd does not know of.
+    y = torch.rand(4096, dtype=torch.float64, requires_grad=True)
+    log1p(y * 1).sum().backward()
+    torch.testing.assert_close(y.grad, 1 / (1 + y.detach()))
+
+
 @pytest.mark.parametrize('rough, error', [(False, 2.5e-7), (True, 1e-5)])
 def test_the_logarithm_of_the_kernel_is_exact_to_few_roundings_or_rough(rough, error):
     x = torch.logspace(-12, 34.5, 40001)
