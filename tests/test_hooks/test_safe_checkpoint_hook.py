@@ -312,9 +312,11 @@ def test_the_best_of_such_a_validation_is_remembered(tmp_path):
 def test_a_run_resumes_from_a_folder_of_checkpoints_elsewhere(tmp_path):
     """mmengine keeps them in ``out_dir/<name of the work dir>``; here the marker of the last one is gone."""
     (tmp_path / 'out/work').mkdir(parents=True)
+    model = torch.nn.Linear(1, 1)
     for step in (1, 2):
-        torch.save(dict(meta=dict(iter=step)), tmp_path / f'out/work/epoch_{step}.pth')
-    runner = SimpleNamespace(_resume=True, _load_from=None, work_dir=f'{tmp_path}/work/')
+        saved = dict(meta=dict(iter=step), state_dict=model.state_dict())
+        torch.save(saved, tmp_path / f'out/work/epoch_{step}.pth')
+    runner = SimpleNamespace(_resume=True, _load_from=None, work_dir=f'{tmp_path}/work/', model=model)
     SafeCheckpointHook(out_dir=f'{tmp_path}/out').before_run(runner)
     assert runner._load_from == f'{tmp_path}/out/work/epoch_2.pth'
 
