@@ -644,10 +644,10 @@ def check_all(env, stack, cache, archs):
     return found
 
 
-def install_ops(env, stack, cache, archs, pip, log):
-    """mmcv with ops that were compiled for the torch of `env`; returns whether it was installed anew."""
+def install_ops(env, stack, cache, torch, cuda, archs, pip, log):
+    """mmcv with ops that were compiled for this torch and CUDA; returns whether it was installed anew."""
     python, note = os.path.join(env, 'bin', 'python'), os.path.join(env, '.asl_mmdet', 'ops')
-    found, (torch, cuda) = describe(python), torch_in(env)
+    found = describe(python)
     archs = archs if cuda else []
     mmcv, version = STACKS[stack][0], read_pins(stack)[STACKS[stack][0]]
     key = cache_key(mmcv, version, torch, found['abi'], found['platform'], archs)
@@ -675,10 +675,9 @@ def install_ops(env, stack, cache, archs, pip, log):
     return True
 
 
-def install_stack(env, stack, kept, pip, log):
+def install_stack(env, stack, torch, kept, pip, log):
     """The other packages, the plugin, and what the tests need; of torch, mmcv and what is `kept` no other version."""
     notes, python = os.path.join(env, '.asl_mmdet'), os.path.join(env, 'bin', 'python')
-    torch = torch_in(env)[0]
     constraints = os.path.join(notes, 'constraints.txt')
     with open(constraints, 'w') as lines:
         lines.writelines(f'{name}=={version}\n' for name, version in sorted(dict(read_pins(stack), **kept).items()))
@@ -714,17 +713,19 @@ def install(env, stack, cache):
     kept = {}
     if is_ours(env):
         forget_half_installed(describe(python)['site'])
-    else:
+    installed = describe(python)['installed']
+    if not is_ours(env):
         # What a borrowed environment has of torch and of the stack stays as it is.
-        installed = describe(python)['installed']
         kept = {name: installed[name] for name in ('torch',) + STACKS[stack] if name in installed}
     if 'torch' not in kept:
-        if describe(python)['installed'].get('torch', '').split('+')[0] != pins['torch']:
+        if installed.get('torch', '').split('+')[0] != pins['torch']:
             install_torch(pip, pins['torch'], log, bool(archs))
-        kept['torch'] = describe(python)['installed']['torch']
-    if install_ops(env, stack, cache, archs, pip, log):
+            installed = describe(python)['installed']
+        kept['torch'] = installed['torch']
+    torch, cuda = torch_in(env)
+    if install_ops(env, stack, cache, torch, cuda, archs, pip, log):
         kept.pop(STACKS[stack][0], None)
-    install_stack(env, stack, kept, pip, log)
+    install_stack(env, stack, torch, kept, pip, log)
     now = describe(python)['installed']
     changed = [
         f'{name} {version} -> {now.get(name, "removed")}'
