@@ -71,12 +71,12 @@ def pair(expected: list[tuple], found: list[tuple]) -> tuple[list[tuple], list[t
 def check(cfg: Config, args: argparse.Namespace, files: list[str], classifier: bool) -> int:
     """Compare what onnx_predict.py and infer.py find in every picture that can be read; the exit status."""
     import onnxruntime
-    from infer import classify, detect
+    from infer import infer
     from onnx_predict import predict
 
     session = onnxruntime.InferenceSession(args.out)
     score_thr = json.loads(session.get_modelmeta().custom_metadata_map['score_thr'])
-    results, _ = (classify if classifier else detect)(cfg, args.checkpoint, files, score_thr, 'cpu')
+    results, _ = infer(cfg, args.checkpoint, files, classifier, score_thr, 'cpu')
     number, alone, box_gap, score_gap = 0, 0, 0, 0
     for result in track(results, 'Checking'):
         file, expected = result['image'], result['labels' if classifier else 'objects']

@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import mmcv
@@ -52,16 +53,25 @@ def main() -> None:
         parser.error(f'there is no file {args.checkpoint}')
     try:
         files = image_files(args.images)
-        find = classify if is_classifier(cfg, args.config) else detect
+        classifier = is_classifier(cfg, args.config)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
 
-    if args.all_scores and find is detect:
+    if args.all_scores and not classifier:
         parser.error('--all-scores is for classifiers: of a detector every object has a score')
     try:
-        options = dict(device=args.device, batch_size=args.batch_size, fast=args.fast, show_dir=args.show_dir)
-        options |= dict(all_scores=True) if args.all_scores else {}
-        results, skipped = find(cfg, args.checkpoint, files, args.score_thr, **options)
+        results, skipped = infer(
+            cfg,
+            args.checkpoint,
+            files,
+            classifier,
+            args.score_thr,
+            args.device,
+            args.batch_size,
+            args.fast,
+            args.show_dir,
+            args.all_scores,
+        )
     except ValueError as error:
         parser.exit(1, f'{error}\n')
 
@@ -78,10 +88,11 @@ def main() -> None:
         parser.exit(1)
 
 
-def classify(
+def infer(
     cfg: Config,
     checkpoint: str,
     files: list[str],
+    classifier: bool,
     score_thr: float | None,
     device: str | None,
     batch_size: int = 1,
@@ -90,69 +101,66 @@ def classify(
     all_scores: bool = False,
 ) -> tuple[list[dict], list[str]]:
     """What is found in each picture, as it is written, and the files that could not be read or prepared."""
-    if score_thr is not None:
-        cfg.model.head.thr = score_thr
-    inferencer = MultiLabelInferencer(cfg, checkpoint, device, show_progress=False)
+    if classifier:
+        if score_thr is not None:
+            cfg.model.head.thr = score_thr
+        inferencer = MultiLabelInferencer(cfg, checkpoint, device, show_progress=False)
+        find = partial(classify, inferencer, all_scores=all_scores)
+    else:
+        inferencer = DetectorInferencer(cfg, checkpoint, device, show_progress=False)
+        find = partial(detect, inferencer, score_thr=OBJECT_SCORE_THR if score_thr is None else score_thr)
     if fast:
         fast_inference(inferencer.model, compile=True)
     results, skipped = [], []
     for start in track(range(0, len(files), batch_size), 'Inference'):
-        batch = files[start : start + batch_size]
-        found = inferencer(batch, batch_size=batch_size, picture_dir=show_dir, all_scores=all_scores)
-        results += found['predictions']
-        skipped += [item['image'] for item in found['skipped']]
+        found, left_out = find(files[start : start + batch_size], show_dir)
+        results += found
+        skipped += left_out
     return results, skipped
 
 
-def detect(
-    cfg: Config,
-    checkpoint: str,
-    files: list[str],
-    score_thr: float | None,
-    device: str | None,
-    batch_size: int = 1,
-    fast: bool = False,
-    show_dir: Path | None = None,
+def classify(
+    inferencer: MultiLabelInferencer, batch: list[str], show_dir: Path | None, all_scores: bool
 ) -> tuple[list[dict], list[str]]:
-    """As ``classify``."""
-    threshold = OBJECT_SCORE_THR if score_thr is None else score_thr
-    inferencer = DetectorInferencer(cfg, checkpoint, device, show_progress=False)
-    if fast:
-        fast_inference(inferencer.model, compile=True)
-    classes = inferencer.model.dataset_meta['classes']
-    load, results, skipped = LoadNamedImage(), [], []
-    for start in track(range(0, len(files), batch_size), 'Inference'):
-        batch, images, inputs = [], [], []
-        for file in files[start : start + batch_size]:
-            try:
-                image = load(dict(img_path=file))['img']
-                with named_picture(file, 'cannot be prepared'):
-                    inputs.append(inferencer.pipeline(image))
-                batch.append(file)
-                images.append(image)
-            except AnnotationError as error:
-                print(error, file=sys.stderr)
-                skipped.append(file)
-        if not batch:
-            continue
-        samples = inferencer.forward(inferencer.collate_fn(inputs))
-        drawn = inferencer.visualize(images, samples, return_vis=show_dir is not None, pred_score_thr=threshold)
-        predictions = inferencer.postprocess(samples, no_save_pred=True)['predictions']
-        for i, (file, prediction) in enumerate(zip(batch, predictions)):
-            objects = zip(prediction['labels'], prediction['scores'], prediction['bboxes'])
-            results.append(
-                dict(
-                    image=file,
-                    objects=[
-                        dict(label=classes[label], index=label, score=score, box=box)
-                        for label, score, box in objects
-                        if score >= threshold
-                    ],
-                )
+    found = inferencer(batch, batch_size=len(batch), picture_dir=show_dir, all_scores=all_scores)
+    return found['predictions'], [item['image'] for item in found['skipped']]
+
+
+def detect(
+    inferencer: DetectorInferencer, batch: list[str], show_dir: Path | None, score_thr: float
+) -> tuple[list[dict], list[str]]:
+    classes, load = inferencer.model.dataset_meta['classes'], LoadNamedImage()
+    files, images, inputs, results, skipped = [], [], [], [], []
+    for file in batch:
+        try:
+            image = load(dict(img_path=file))['img']
+            with named_picture(file, 'cannot be prepared'):
+                inputs.append(inferencer.pipeline(image))
+            files.append(file)
+            images.append(image)
+        except AnnotationError as error:
+            print(error, file=sys.stderr)
+            skipped.append(file)
+    if not files:
+        return results, skipped
+    samples = inferencer.forward(inferencer.collate_fn(inputs))
+    drawn = inferencer.visualize(images, samples, return_vis=show_dir is not None, pred_score_thr=score_thr)
+    predictions = inferencer.postprocess(samples, no_save_pred=True)['predictions']
+    for i, (file, prediction) in enumerate(zip(files, predictions)):
+        objects = zip(prediction['labels'], prediction['scores'], prediction['bboxes'])
+        results.append(
+            dict(
+                image=file,
+                objects=[
+                    dict(label=classes[label], index=label, score=score, box=box)
+                    for label, score, box in objects
+                    if score >= score_thr
+                ],
             )
-            if show_dir:
-                # mmdet draws on arrays as they are, here in the order of OpenCV.
-                mmcv.imwrite(drawn[i], str(show_dir / Path(file).name))
+        )
+        if show_dir:
+            # mmdet draws on arrays as they are, here in the order of OpenCV.
+            mmcv.imwrite(drawn[i], str(show_dir / Path(file).name))
     return results, skipped
 
 
