@@ -50,6 +50,7 @@ setup(
     package_data={
         'asl_mmdet': [
             'py.typed',
+            'winograd.cpp',
             '.mim/model-index.yml',
             '.mim/configs/**/*.py',
             '.mim/configs/**/*.yml',

@@ -1,0 +1,121 @@
+"""3 x 3 convolutions of stride 1 on a CPU with a quarter of the multiplications, for inference in float32.
+
+Winograd's minimal filtering F(4 x 4, 3 x 3) of Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR
+2016: tiles of 6 x 6 inputs and the 3 x 3 weights become 36 numbers each, of which 36 matrix products over the channels
+and one more transform make 4 x 4 outputs. At the points 0, 3/4, -3/4, 3/2, -3/2 and infinity outputs in float32 are off by
+1e-6 (root mean square), those of a direct convolution by 2e-7 to 1e-6; at the usual 0, 1, -1, 2, -2 by 2e-6 and more.
+"""
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import TypeGuard
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
+# Channels are taken by so many, and fewer than LEAST_CHANNELS leave more work to the transforms than is saved.
+LANES, LEAST_CHANNELS = 16, 64
+# Fewer tiles than these read 36 matrices of weights for a few rows each, and take longer than a direct convolution.
+LEAST_TILES = 16
+# Bytes of the tiles of as many images as go at once: more leave the caches of a CPU.
+AT_ONCE = 4 << 20
+
+
+def fits(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether ``conv`` is a convolution that gains by it."""
+    return (
+        type(conv) is nn.Conv2d
+        and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
+        and (conv.groups, conv.padding_mode) == (1, 'zeros')
+        and all(c >= LEAST_CHANNELS and c % LANES == 0 for c in (conv.in_channels, conv.out_channels))
+        and conv.weight.is_cpu
+        and conv.weight.dtype == torch.float32
+    )
+
+
+class WinogradConv2d(nn.Conv2d):
+    """``conv`` for inference, with its parameters; later changes of the weights go unseen.
+
+    Inputs of another dtype or device, few pixels, autocast and what is to be differentiated are convolved directly.
+
+    Args:
+        conv: one that ``fits``.
+
+    Raises:
+        Exception: whatever torch raises where it cannot compile C++.
+    """
+
+    tile_weight: Tensor
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        has_bias = conv.bias is not None
+        super().__init__(conv.in_channels, conv.out_channels, 3, padding=1, bias=has_bias, device='meta')
+        self.weight, self.bias = conv.weight, conv.bias
+        self.train(conv.training)
+        self.register_buffer('tile_weight', transformed(conv.weight.detach()), persistent=False)
+        _transforms()
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, height, width = x.shape
+        suits = x.is_cpu and x.dtype == self.tile_weight.dtype == torch.float32
+        if not suits or torch.is_grad_enabled() or torch.is_autocast_enabled('cpu'):
+            return super().forward(x)
+        if n * _tiles(height, width) < LEAST_TILES:
+            return super().forward(x)
+        return _convolve(x, self.tile_weight, self.bias)
+
+
+def transformed(weight: Tensor) -> Tensor:
+    """(out, in, 3, 3) to (36, in, out): G w G^T, in float64 and then of the dtype of ``weight``."""
+    others = [np.delete(POINTS, i) for i in range(len(POINTS))]
+    rows = [point ** np.arange(3) / np.prod(point - rest) for point, rest in zip(POINTS, others)]
+    g = torch.tensor(np.array([*rows, [0, 0, 1]]))
+    return torch.einsum('ia,ocab,jb->ijco', g, weight.double(), g).flatten(0, 1).to(weight.dtype).contiguous()
+
+
+def _tiles(height: int, width: int) -> int:
+    return -(-height // 4) * -(-width // 4)
+
+
+@torch.library.custom_op('asl_mmdet::winograd_conv2d', mutates_args=(), device_types='cpu')
+def _convolve(x: Tensor, tile_weight: Tensor, bias: Tensor | None) -> Tensor:
+    to_tiles, from_tiles = _transforms()
+    n, in_channels, height, width = x.shape
+    out_channels = tile_weight.shape[2]
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = _output(x, tile_weight, bias)
+    threads = torch.get_num_threads()
+    tiles = _tiles(height, width)
+    images = max(1, AT_ONCE // (36 * 4 * tiles * max(in_channels, out_channels)))
+    for part, out in zip(x.split(images), y.split(images)):
+        size = len(part), height, width
+        spread = x.new_empty(36, len(part) * tiles, in_channels)
+        to_tiles(part.data_ptr(), spread.data_ptr(), *size, in_channels, threads)
+        products = torch.bmm(spread, tile_weight)
+        shift = None if bias is None else bias.data_ptr()
+        from_tiles(products.data_ptr(), shift, out.data_ptr(), *size, out_channels, threads)
+    return y
+
+
+@_convolve.register_fake
+def _output(x: Tensor, tile_weight: Tensor, bias: Tensor | None) -> Tensor:
+    shape = (x.shape[0], tile_weight.shape[2], *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+@functools.cache
+def _transforms() -> tuple[ctypes._CFuncPtr, ctypes._CFuncPtr]:
+    """The functions of winograd.cpp."""
+    # Compiled by hand: made by torch.compile, the transforms of TResNet-M took a minute more to compile, and twice as
+    # long to run where they served all sizes.
+    from torch._inductor.codecache import CppCodeCache
+
+    library = CppCodeCache.load(Path(__file__).with_suffix('.cpp').read_text(), 'cpu', needs_vec_isa=True)
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    for function, pointers in ((library.to_tiles, 2), (library.from_tiles, 3)):
+        function.argtypes = (*[pointer] * pointers, *[number] * 4, ctypes.c_int)
+        function.restype = None
+    return library.to_tiles, library.from_tiles
