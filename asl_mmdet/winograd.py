@@ -2,8 +2,8 @@
 
 Winograd's minimal filtering F(4 x 4, 3 x 3) of Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR
 2016: tiles of 6 x 6 inputs and the 3 x 3 weights become 36 numbers each, of which 36 matrix products over the channels
-and one more transform make 4 x 4 outputs. At the points 0, 3/4, -3/4, 3/2, -3/2 and infinity outputs in float32 are off by
-1e-6 (root mean square), those of a direct convolution by 2e-7 to 1e-6; at the usual 0, 1, -1, 2, -2 by 2e-6 and more.
+and one more transform make 4 x 4 outputs. At the points 0, 3/4, -3/4, 3/2, -3/2 and infinity outputs in float32 are off
+by 1e-6 (root mean square), those of a direct convolution by 2e-7 to 1e-6; at the usual 0, 1, -1, 2, -2 by 2e-6 or more.
 """
 
 import ctypes
