@@ -13,7 +13,8 @@ def fast_inference(model: nn.Module, compile: bool = False) -> nn.Module:
     """Fold BN into the convolutions before it and store weights channels last, in place; features differ by rounding.
 
     The model is for inference from then on: its BN is gone, so checkpoints have to be loaded before. Models with an
-    operation of ``mmcv.ops``, such as deformable convolutions, keep their memory format, which these presume.
+    operation of ``mmcv.ops``, such as deformable convolutions, keep their memory format, which these presume, and their
+    convolutions.
 
     Args:
         model: detector, classifier or backbone.
@@ -21,8 +22,8 @@ def fast_inference(model: nn.Module, compile: bool = False) -> nn.Module:
             the weights once, as they are at the first call under ``no_grad``: a second copy of them, in which later
             changes go unseen. The first call takes seconds to minutes, and so does the first one of another size, for
             code that serves any size, without packed weights. On a CPU, 3 x 3 convolutions of 64 channels and more, of
-            the heads too, go by Winograd's algorithm, whose weights take four times as much memory. A C++ compiler is
-            needed, on a GPU Triton.
+            the heads too, go by Winograd's algorithm, with weights of their own, in which changes go unseen as well and
+            which take four times as much memory again. A C++ compiler is needed, on a GPU Triton.
 
     Returns:
         ``model``, in eval mode.
@@ -39,7 +40,8 @@ def fast_inference(model: nn.Module, compile: bool = False) -> nn.Module:
     model.eval()
     _separate_shared_convolutions(model)
     folded = fuse_conv_bn(model)
-    if not any(type(module).__module__.startswith('mmcv.ops') for module in model.modules()):
+    channels_last = not any(type(module).__module__.startswith('mmcv.ops') for module in model.modules())
+    if channels_last:
         folded.to(memory_format=torch.channels_last)
     if compile:
         # As options of compile they are ignored: whether weights are constants is decided before options count.
@@ -47,7 +49,8 @@ def fast_inference(model: nn.Module, compile: bool = False) -> nn.Module:
         on_gpu = any(parameter.is_cuda for parameter in model.parameters())
         # Not tried with earlier versions.
         if not on_gpu and digit_version(torch.__version__) >= digit_version('2.13'):
-            _save_multiplications(model)
+            if channels_last:
+                _save_multiplications(model)
             # What calls the kernels is C++ too, which saves 5 to 10 % of the time at 448 pixels.
             settings['cpp_wrapper'] = True
         backbone = getattr(model, 'backbone', model)
@@ -67,17 +70,19 @@ def _separate_shared_convolutions(model: nn.Module) -> None:
 
 
 def _save_multiplications(model: nn.Module) -> None:
-    from .winograd import WinogradConv2d, fits
+    """Replaces the convolutions that Winograd's algorithm suits."""
+    from .winograd import WinogradConv2d, compiled_transforms, fits
 
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if not fits(child):
-                continue
-            try:
-                setattr(module, name, WinogradConv2d(child))
-            except Exception as error:  # whatever keeps C++ from being compiled here
-                warnings.warn(
-                    "fast_inference: convolutions do without Winograd's algorithm, whose C++ does not compile here "
-                    f'({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})'
-                )
-                return
+    places = [(module, name) for module in model.modules() for name, child in module.named_children() if fits(child)]
+    if not places:
+        return
+    try:
+        compiled_transforms()
+    except Exception as error:  # whatever keeps C++ from being compiled here
+        warnings.warn(
+            "fast_inference: convolutions do without Winograd's algorithm, which makes them faster, since its C++ does "
+            f'not compile here ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})'
+        )
+        return
+    for module, name in places:
+        setattr(module, name, WinogradConv2d(getattr(module, name)))

@@ -34,11 +34,15 @@ static inline void gather(const Vec* m, Vec* out, int64_t step) {
     out[3 * step] = P2 * P * odd_p + Q2 * Q * odd_q + m[5 * step];
 }
 
-// (n, h, w, c) to (36, tiles, c): tiles that begin every four pixels, one above and left of them, with zeros around.
-extern "C" void to_tiles(const float* x, float* tiles, int64_t n, int64_t h, int64_t w, int64_t c, int threads) {
-    const int64_t rows = (h + 3) / 4, columns = (w + 3) / 4, total = n * rows * columns;
+// (n, h, w, c) to (36, count, c): tiles that begin every four pixels, one above and left of them, with zeros around; count
+// of them, from the first on.
+extern "C" void to_tiles(
+    const float* x, float* tiles, int64_t h, int64_t w, int64_t c, int64_t first, int64_t count, int threads
+) {
+    const int64_t rows = (h + 3) / 4, columns = (w + 3) / 4;
     #pragma omp parallel for num_threads(threads)
-    for (int64_t tile = 0; tile < total; tile++) {
+    for (int64_t k = 0; k < count; k++) {
+        const int64_t tile = first + k;
         const float* picture = x + tile / (rows * columns) * h * w * c;
         const int64_t top = tile / columns % rows * 4 - 1, left = tile % columns * 4 - 1;
         for (int64_t channel = 0; channel < c; channel += LANES) {
@@ -51,23 +55,25 @@ extern "C" void to_tiles(const float* x, float* tiles, int64_t n, int64_t h, int
                 }
             for (int64_t j = 0; j < 6; j++) spread(d + j, by_columns + j, 6);
             for (int64_t i = 0; i < 6; i++) spread(by_columns + 6 * i, by_rows + 6 * i, 1);
-            for (int64_t i = 0; i < 36; i++) store(tiles + (i * total + tile) * c + channel, by_rows[i]);
+            for (int64_t i = 0; i < 36; i++) store(tiles + (i * count + k) * c + channel, by_rows[i]);
         }
     }
 }
 
-// (36, tiles, c) to (n, h, w, c), plus bias (c), which may be null.
+// (36, count, c) to the same tiles' part of (n, h, w, c), plus bias (c), which may be null.
 extern "C" void from_tiles(
-    const float* tiles, const float* bias, float* y, int64_t n, int64_t h, int64_t w, int64_t c, int threads
+    const float* tiles, const float* bias, float* y, int64_t h, int64_t w, int64_t c, int64_t first, int64_t count,
+    int threads
 ) {
-    const int64_t rows = (h + 3) / 4, columns = (w + 3) / 4, total = n * rows * columns;
+    const int64_t rows = (h + 3) / 4, columns = (w + 3) / 4;
     #pragma omp parallel for num_threads(threads)
-    for (int64_t tile = 0; tile < total; tile++) {
+    for (int64_t k = 0; k < count; k++) {
+        const int64_t tile = first + k;
         float* picture = y + tile / (rows * columns) * h * w * c;
         const int64_t top = tile / columns % rows * 4, left = tile % columns * 4;
         for (int64_t channel = 0; channel < c; channel += LANES) {
             Vec m[36], by_columns[24];
-            for (int64_t i = 0; i < 36; i++) m[i] = load(tiles + (i * total + tile) * c + channel);
+            for (int64_t i = 0; i < 36; i++) m[i] = load(tiles + (i * count + k) * c + channel);
             for (int64_t j = 0; j < 6; j++) gather(m + j, by_columns + j, 6);
             const Vec shift = bias ? load(bias + channel) : Vec{};
             for (int64_t i = 0; i < 4 && top + i < h; i++) {

@@ -20,32 +20,31 @@ POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 LANES, LEAST_CHANNELS = 16, 64
 # Fewer tiles than these read 36 matrices of weights for a few rows each, and take longer than a direct convolution.
 LEAST_TILES = 16
-# Bytes of the tiles of as many images as go at once: more leave the caches of a CPU.
+# Bytes of the tiles that go at once: more leave the caches of a CPU.
 AT_ONCE = 4 << 20
 
 
 def fits(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether ``conv`` is a convolution that gains by it."""
+    """Whether ``conv`` is a convolution that gains by it, without hooks, and without norms or masks of its weights."""
     return (
         type(conv) is nn.Conv2d
         and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
         and (conv.groups, conv.padding_mode) == (1, 'zeros')
         and all(c >= LEAST_CHANNELS and c % LANES == 0 for c in (conv.in_channels, conv.out_channels))
-        and conv.weight.is_cpu
-        and conv.weight.dtype == torch.float32
+        and isinstance(conv.weight, nn.Parameter)
+        and all(tensor.is_cpu and tensor.dtype == torch.float32 for tensor in conv.parameters())
+        and not (conv._forward_hooks or conv._forward_pre_hooks or 'forward' in vars(conv))
     )
 
 
 class WinogradConv2d(nn.Conv2d):
     """``conv`` for inference, with its parameters; later changes of the weights go unseen.
 
-    Inputs of another dtype or device, few pixels, autocast and what is to be differentiated are convolved directly.
+    Outputs are channels last. Inputs of another dtype or device, few pixels, autocast and what is to be differentiated
+    are convolved directly. A number that is infinite or NaN spoils its tile of 4 x 4 outputs, not 3 x 3.
 
     Args:
         conv: one that ``fits``.
-
-    Raises:
-        Exception: whatever torch raises where it cannot compile C++.
     """
 
     tile_weight: Tensor
@@ -56,14 +55,13 @@ class WinogradConv2d(nn.Conv2d):
         self.weight, self.bias = conv.weight, conv.bias
         self.train(conv.training)
         self.register_buffer('tile_weight', transformed(conv.weight.detach()), persistent=False)
-        _transforms()
 
     def forward(self, x: Tensor) -> Tensor:
-        n, _, height, width = x.shape
-        suits = x.is_cpu and x.dtype == self.tile_weight.dtype == torch.float32
+        suits = x.is_cpu and x.ndim == 4 and x.shape[1] == self.in_channels
+        suits = suits and x.dtype == self.weight.dtype == torch.float32
         if not suits or torch.is_grad_enabled() or torch.is_autocast_enabled('cpu'):
             return super().forward(x)
-        if n * _tiles(height, width) < LEAST_TILES:
+        if x.shape[0] * _tiles(*x.shape[2:]) < LEAST_TILES:
             return super().forward(x)
         return _convolve(x, self.tile_weight, self.bias)
 
@@ -82,21 +80,23 @@ def _tiles(height: int, width: int) -> int:
 
 @torch.library.custom_op('asl_mmdet::winograd_conv2d', mutates_args=(), device_types='cpu')
 def _convolve(x: Tensor, tile_weight: Tensor, bias: Tensor | None) -> Tensor:
-    to_tiles, from_tiles = _transforms()
+    to_tiles, from_tiles = compiled_transforms()
     n, in_channels, height, width = x.shape
     out_channels = tile_weight.shape[2]
     x = x.contiguous(memory_format=torch.channels_last)
     y = _output(x, tile_weight, bias)
+    bias = None if bias is None else bias.contiguous()
+    shift = None if bias is None else bias.data_ptr()
     threads = torch.get_num_threads()
-    tiles = _tiles(height, width)
-    images = max(1, AT_ONCE // (36 * 4 * tiles * max(in_channels, out_channels)))
-    for part, out in zip(x.split(images), y.split(images)):
-        size = len(part), height, width
-        spread = x.new_empty(36, len(part) * tiles, in_channels)
-        to_tiles(part.data_ptr(), spread.data_ptr(), *size, in_channels, threads)
+    tiles = n * _tiles(height, width)
+    parts = -(-tiles * 36 * 4 * max(in_channels, out_channels) // AT_ONCE)
+    step = -(-tiles // parts)
+    for first in range(0, tiles, step):
+        count = min(step, tiles - first)
+        spread = x.new_empty(36, count, in_channels)
+        to_tiles(x.data_ptr(), spread.data_ptr(), height, width, in_channels, first, count, threads)
         products = torch.bmm(spread, tile_weight)
-        shift = None if bias is None else bias.data_ptr()
-        from_tiles(products.data_ptr(), shift, out.data_ptr(), *size, out_channels, threads)
+        from_tiles(products.data_ptr(), shift, y.data_ptr(), height, width, out_channels, first, count, threads)
     return y
 
 
@@ -107,8 +107,12 @@ def _output(x: Tensor, tile_weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @functools.cache
-def _transforms() -> tuple[ctypes._CFuncPtr, ctypes._CFuncPtr]:
-    """The functions of winograd.cpp."""
+def compiled_transforms() -> tuple[ctypes._CFuncPtr, ctypes._CFuncPtr]:
+    """The functions of winograd.cpp.
+
+    Raises:
+        Exception: whatever torch raises where it cannot compile C++.
+    """
     # Compiled by hand: made by torch.compile, the transforms of TResNet-M took a minute more to compile, and twice as
     # long to run where they served all sizes.
     from torch._inductor.codecache import CppCodeCache
@@ -116,6 +120,6 @@ def _transforms() -> tuple[ctypes._CFuncPtr, ctypes._CFuncPtr]:
     library = CppCodeCache.load(Path(__file__).with_suffix('.cpp').read_text(), 'cpu', needs_vec_isa=True)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     for function, pointers in ((library.to_tiles, 2), (library.from_tiles, 3)):
-        function.argtypes = (*[pointer] * pointers, *[number] * 4, ctypes.c_int)
+        function.argtypes = (*[pointer] * pointers, *[number] * 5, ctypes.c_int)
         function.restype = None
     return library.to_tiles, library.from_tiles

@@ -2,8 +2,10 @@ import copy
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmcv.ops import RoIAlign
 from torch import nn
 
 from asl_mmdet import winograd
@@ -30,7 +32,7 @@ def in_float64(conv, x):
     channels=st.sampled_from([(64, 64), (64, 96), (80, 64), (128, 64)]),
     bias=st.booleans(),
     layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
-    at_once=st.sampled_from([1, 1 << 20, winograd.AT_ONCE]),
+    at_once=st.sampled_from([1, 1 << 17, winograd.AT_ONCE]),
 )
 def test_outputs_are_those_of_a_convolution_in_float64(n, height, width, channels, bias, layout, at_once):
     conv = convolution(*channels, bias=bias)
@@ -95,14 +97,60 @@ def test_it_takes_convolutions_that_gain():
         assert not fits(conv), conv
 
 
+def test_what_else_belongs_to_a_convolution_keeps_it():
+    for name in ('register_forward_hook', 'register_forward_pre_hook'):
+        getattr(hooked := convolution(), name)(lambda *args: None)
+        assert not fits(hooked)
+    replaced = convolution()
+    replaced.forward = lambda x: x
+    assert not fits(replaced)
+    for change in (
+        torch.nn.utils.weight_norm,
+        torch.nn.utils.parametrizations.weight_norm,
+        torch.nn.utils.spectral_norm,
+    ):
+        assert not fits(change(convolution()))
+    assert not fits(torch.nn.utils.prune.l1_unstructured(convolution(), 'weight', 0.5))
+    other_bias = convolution()
+    other_bias.bias = nn.Parameter(other_bias.bias.bfloat16())
+    assert not fits(other_bias)
+
+
+def test_inputs_and_parameters_that_are_views():
+    conv = convolution()
+    conv.bias = nn.Parameter(torch.tensor([0.5]).expand(64))
+    x = torch.randn(3, 64, 20, 24).contiguous(memory_format=torch.channels_last)[1:, :, 2:, :19]
+    with torch.no_grad():
+        actual = WinogradConv2d(conv)(x)
+    torch.testing.assert_close(actual.double(), in_float64(conv, x), rtol=0, atol=1e-5)
+
+
+def test_inputs_of_another_shape_are_told_as_by_a_convolution():
+    ours = WinogradConv2d(convolution())
+    with torch.no_grad():
+        with pytest.raises(RuntimeError, match='expected input.* to have 64 channels, but got 72 channels'):
+            ours(torch.randn(2, 72, 32, 32))
+        assert ours(torch.randn(64, 32, 32)).shape == (64, 32, 32)
+        assert ours(torch.randn(0, 64, 32, 32)).shape == (0, 64, 32, 32)
+
+
+def test_as_many_tiles_go_at_once_as_fit_the_cache(monkeypatch):
+    rows = []
+    monkeypatch.setattr(torch, 'bmm', lambda a, b, bmm=torch.bmm: rows.append(a.shape[1]) or bmm(a, b))
+    # 18 tiles a picture of 36 x 4 x 96 bytes.
+    monkeypatch.setattr(winograd, 'AT_ONCE', 20 * 36 * 4 * 96)
+    with torch.no_grad():
+        WinogradConv2d(convolution(out_channels=96))(torch.randn(3, 64, 10, 21))
+    assert rows == [18, 18, 18]
+
+
 def test_what_it_does_not_suit_is_convolved_directly():
     conv, x = convolution(), torch.randn(2, 64, 16, 16)
     ours = WinogradConv2d(conv)
-    few = x[:1, :, :13, :12]
-    assert 4 * 3 == LEAST_TILES - 4
+    assert LEAST_TILES == 16
     with torch.no_grad():
-        assert torch.equal(ours(few), conv(few))
-        assert not torch.equal(ours(x), conv(x))
+        for few, direct in ((torch.randn(1, 64, 9, 20), True), (x[:1], False), (x, False)):
+            assert torch.equal(ours(few), conv(few)) == direct
         with torch.autocast('cpu'):
             assert ours(x).dtype == torch.bfloat16
             assert torch.equal(ours(x), conv(x))
@@ -140,8 +188,11 @@ def test_threads_do_not_change_the_output():
 
 
 def network():
-    conv = convolution()
-    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), conv, nn.BatchNorm2d(64), nn.LeakyReLU())
+    convs = convolution(), convolution()
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), convs[0], nn.BatchNorm2d(64), nn.LeakyReLU()
+    )
+    model.append(convs[1])
     for norm in model[1], model[4]:
         norm.running_mean.normal_(0, 0.1)
         norm.running_var.uniform_(0.5, 1.5)
@@ -154,7 +205,7 @@ def test_compiled_inference_uses_it_at_any_size():
     with torch.no_grad():
         expected = [copy.deepcopy(model).double()(x.double()) for x in pictures]
         fast = fast_inference(model, compile=True)
-        assert type(fast[3]) is WinogradConv2d
+        assert type(fast[3]) is type(fast[6]) is WinogradConv2d
         for x, y in zip(pictures, expected):
             torch.testing.assert_close(fast(x).double(), y, rtol=0, atol=5e-6 * y.abs().max().item())
 
@@ -173,8 +224,26 @@ def test_without_a_compiler_for_it_a_warning_says_so(monkeypatch):
     def broken():
         raise RuntimeError('no compiler\nof any kind')
 
-    monkeypatch.setattr(winograd, '_transforms', broken)
+    monkeypatch.setattr(winograd, 'compiled_transforms', broken)
     with pytest.warns(UserWarning, match=r'do without Winograd.*\(RuntimeError: no compiler\)') as warned:
         model = fast_inference(network(), compile=True)
     assert sum('Winograd' in str(warning.message) for warning in warned) == 1
-    assert type(model[3]) is nn.Conv2d
+    assert type(model[3]) is type(model[6]) is nn.Conv2d
+
+
+def test_models_with_operations_of_mmcv_do_without():
+    # These read what is channels last as if it were not.
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Identity()
+            self.conv, self.pool = convolution(), RoIAlign(7, 1.0, 0)
+
+        def forward(self, x):
+            return self.pool(self.conv(x), torch.tensor([[0, 1.0, 2, 17, 15], [1, 3, 3, 9, 12]]))
+
+    model, x = Pooled().eval(), torch.randn(2, 64, 20, 20)
+    with torch.no_grad():
+        expected = model(x)
+        actual = fast_inference(model, compile=True)(x)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
