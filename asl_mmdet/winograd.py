@@ -113,8 +113,8 @@ def compiled_transforms() -> tuple[ctypes._CFuncPtr, ctypes._CFuncPtr]:
     Raises:
         Exception: whatever torch raises where it cannot compile C++.
     """
-    # Compiled by hand: made by torch.compile, the transforms of TResNet-M took a minute more to compile, and twice as
-    # long to run where they served all sizes.
+    # Written by hand: of those that torch.compile makes, TResNet-M takes a minute more to compile, or is 12 to 18 %
+    # slower where they serve all sizes.
     from torch._inductor.codecache import CppCodeCache
 
     library = CppCodeCache.load(Path(__file__).with_suffix('.cpp').read_text(), 'cpu', needs_vec_isa=True)
