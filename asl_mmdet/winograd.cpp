@@ -60,7 +60,7 @@ extern "C" void to_tiles(
     }
 }
 
-// (36, count, c) to the same tiles' part of (n, h, w, c), plus bias (c), which may be null.
+// (36, count, c) to the same tiles' part of (n, h, w, c), plus bias (c).
 extern "C" void from_tiles(
     const float* tiles, const float* bias, float* y, int64_t h, int64_t w, int64_t c, int64_t first, int64_t count,
     int threads
@@ -75,7 +75,7 @@ extern "C" void from_tiles(
             Vec m[36], by_columns[24];
             for (int64_t i = 0; i < 36; i++) m[i] = load(tiles + (i * count + k) * c + channel);
             for (int64_t j = 0; j < 6; j++) gather(m + j, by_columns + j, 6);
-            const Vec shift = bias ? load(bias + channel) : Vec{};
+            const Vec shift = load(bias + channel);
             for (int64_t i = 0; i < 4 && top + i < h; i++) {
                 Vec out[4];
                 gather(by_columns + 6 * i, out, 1);

@@ -3,7 +3,7 @@
 Winograd's minimal filtering F(4 x 4, 3 x 3) of Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR
 2016: tiles of 6 x 6 inputs and the 3 x 3 weights become 36 numbers each, of which 36 matrix products over the channels
 and one more transform make 4 x 4 outputs. At the points 0, 3/4, -3/4, 3/2, -3/2 and infinity outputs in float32 are off
-by 1e-6 (root mean square), those of a direct convolution by 2e-7 to 1e-6; at the usual 0, 1, -1, 2, -2 by 2e-6 or more.
+by 1e-6 (root mean square), those of a direct convolution by 2e-7 to 1e-6; at the usual 0, 1, -1, 2, -2 by 2e-6.
 """
 
 import ctypes
@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+# These and LANES are those of winograd.cpp.
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 # Channels are taken by so many, and fewer than LEAST_CHANNELS leave more work to the transforms than is saved.
 LANES, LEAST_CHANNELS = 16, 64
-# Fewer tiles than these read 36 matrices of weights for a few rows each, and take longer than a direct convolution.
+# Fewer tiles read 36 matrices of weights for a few rows each: four take twice as long as a direct convolution.
 LEAST_TILES = 16
 # Bytes of the tiles that go at once: more leave the caches of a CPU.
 AT_ONCE = 4 << 20
@@ -57,13 +58,16 @@ class WinogradConv2d(nn.Conv2d):
         self.register_buffer('tile_weight', transformed(conv.weight.detach()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        suits = x.is_cpu and x.ndim == 4 and x.shape[1] == self.in_channels
-        suits = suits and x.dtype == self.weight.dtype == torch.float32
-        if not suits or torch.is_grad_enabled() or torch.is_autocast_enabled('cpu'):
-            return super().forward(x)
-        if x.shape[0] * _tiles(*x.shape[2:]) < LEAST_TILES:
-            return super().forward(x)
-        return _convolve(x, self.tile_weight, self.bias)
+        suits = (
+            x.is_cpu
+            and x.dtype == self.weight.dtype == torch.float32
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled('cpu')
+            and x.ndim == 4
+            and x.shape[1] == self.in_channels
+            and x.shape[0] * _tiles(*x.shape[2:]) >= LEAST_TILES
+        )
+        return _convolve(x, self.tile_weight, self.bias) if suits else super().forward(x)
 
 
 def transformed(weight: Tensor) -> Tensor:
@@ -85,8 +89,7 @@ def _convolve(x: Tensor, tile_weight: Tensor, bias: Tensor | None) -> Tensor:
     out_channels = tile_weight.shape[2]
     x = x.contiguous(memory_format=torch.channels_last)
     y = _output(x, tile_weight, bias)
-    bias = None if bias is None else bias.contiguous()
-    shift = None if bias is None else bias.data_ptr()
+    shift = x.new_zeros(out_channels) if bias is None else bias.contiguous()
     threads = torch.get_num_threads()
     tiles = n * _tiles(height, width)
     parts = -(-tiles * 36 * 4 * max(in_channels, out_channels) // AT_ONCE)
@@ -96,7 +99,9 @@ def _convolve(x: Tensor, tile_weight: Tensor, bias: Tensor | None) -> Tensor:
         spread = x.new_empty(36, count, in_channels)
         to_tiles(x.data_ptr(), spread.data_ptr(), height, width, in_channels, first, count, threads)
         products = torch.bmm(spread, tile_weight)
-        from_tiles(products.data_ptr(), shift, y.data_ptr(), height, width, out_channels, first, count, threads)
+        from_tiles(
+            products.data_ptr(), shift.data_ptr(), y.data_ptr(), height, width, out_channels, first, count, threads
+        )
     return y
 
 
