@@ -7,6 +7,7 @@ from .label_index import AnnotationError
 from .multi_label import MultiLabelDataset
 from .nus_wide import NUSWideDataset
 from .open_images import OpenImagesMultiLabelDataset
+from .pillow_transforms import PillowAutoContrast, PillowEqualize
 from .voc import VOCMultiLabelDataset
 
 __all__ = [
@@ -19,5 +20,7 @@ __all__ = [
     'NUSWideDataset',
     'OpenImagesMultiLabelDataset',
     'PackMultiLabelInputs',
+    'PillowAutoContrast',
+    'PillowEqualize',
     'VOCMultiLabelDataset',
 ]

@@ -46,7 +46,7 @@ class PackMultiLabelInputs(BaseTransform):
         packed = dict(data_samples=sample)
         if 'img' in results:
             image = results['img'] if results['img'].ndim == 3 else results['img'][..., None]
-            packed['inputs'] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+            packed['inputs'] = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).contiguous()
         return packed
 
     def __repr__(self) -> str:
