@@ -385,6 +385,8 @@ def newest_intact(work_dir: str | Path, out_dir: str | Path, patterns: Iterable[
     last = marker.read_text().strip() if marker.is_file() else None
     if last and '://' in last:
         return last
+    if last and (here := Path(out_dir, Path(last).name)).is_file():
+        last = str(here)  # of a folder that was moved or copied since
     if last and damage(Path(last)) is None:
         return last
     paths = {path for pattern in patterns for path in Path(out_dir).glob(pattern)} | ({Path(last)} if last else set())

@@ -231,7 +231,7 @@ class AsymmetricLoss(nn.Module):
     Args:
         gamma_pos: gamma+ of eq. 4, 0 or more.
         gamma_neg: gamma- of eq. 4, 0 or more. As attributes, this and ``clip`` may be changed at any step.
-        clip: probability margin m of eq. 5, in [0, 1).
+        clip: probability margin m of eq. 5, in [0, 1); None is 0, as in the official code.
         alpha: static weight in [0, 1] of positives, with 1 - alpha for negatives. None weighs both with 1.
         use_sigmoid: True; the loss is a sum of binary losses.
         detach_focusing: hold the focusing factors constant in the backward pass. The official training script does
@@ -268,7 +268,7 @@ class AsymmetricLoss(nn.Module):
         *,
         gamma_pos: float = 0.0,
         gamma_neg: float = 4.0,
-        clip: float = 0.05,
+        clip: float | None = 0.05,
         alpha: float | None = None,
         use_sigmoid: bool = True,
         detach_focusing: bool = False,

@@ -221,6 +221,14 @@ def test_resume_reads_no_other_where_the_last_is_intact(folder, monkeypatch):
     assert read == ['epoch_3.pth']
 
 
+def test_resume_of_a_copy_reads_the_copy(folder, tmp_path_factory):
+    copy = tmp_path_factory.mktemp('copy')
+    shutil.copytree(folder, copy, dirs_exist_ok=True)
+    assert checkpoint.newest_intact(copy, copy, ['epoch_*.pth']) == str(copy / 'epoch_3.pth')
+    (copy / 'epoch_3.pth').unlink()
+    assert checkpoint.newest_intact(copy, copy, ['epoch_*.pth']) == str(folder / 'epoch_3.pth')
+
+
 def test_resume_finds_names_of_any_template(tmp_path, whole):
     hook = dict(type='SafeCheckpointHook', interval=1, filename_tmpl='epoch_{:03d}.pth')
     build_run(tmp_path, epochs=2, default_hooks=dict(checkpoint=hook)).train()
