@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-# Why Triton does not work here, once that is known.
-_FAULTS: list[Exception] = []
+# Why Triton does not work here, once that is known; an exception itself would keep the gradient in memory.
+_FAULTS: list[str] = []
 
 
 def scale_gradient(grad: Tensor, factor: Tensor) -> None:
@@ -41,6 +41,6 @@ def _by_triton(grad: Tensor, factor: Tensor) -> bool:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of a compiler or driver that is missing; AsymmetricLoss has warned
-        _FAULTS.append(error)
+        _FAULTS.append(repr(error))
         return False
     return True

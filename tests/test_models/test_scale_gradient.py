@@ -89,4 +89,4 @@ def test_without_triton_the_module_of_its_kernels_is_no_fault_of_the_caller(monk
     monkeypatch.setattr(module, '_FAULTS', [])
     grad = torch.ones(2).as_subclass(OnAGpu)
     scale_gradient(grad, torch.tensor(3.0))
-    assert grad.tolist() == [3, 3] and isinstance(module._FAULTS[0], ImportError)
+    assert grad.tolist() == [3, 3] and 'triton' in module._FAULTS[0]
