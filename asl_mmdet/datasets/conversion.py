@@ -301,5 +301,5 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def _by_class(classes, counts):
-    listed = ', '.join(f'{name} {counts[name]:,}' for name in classes[:30])
-    return f'{len(classes):,} classes: {listed}{" ..." if len(classes) > 30 else ""}'
+    shown = ', '.join(f'{name} {counts[name]:,}' for name in classes[:30])
+    return f'{len(classes):,} classes: {shown}{" ..." if len(classes) > 30 else ""}'

@@ -70,7 +70,7 @@ def guard_detection_data(dataloader: ConfigDict, evaluators: Sequence[ConfigDict
         for transform in dataset.get('pipeline', []):
             if transform.get('type') in ('LoadImageFromFile', 'mmcv.LoadImageFromFile'):
                 transform['type'] = 'mmdet.LoadNamedImage'
-        if not hasattr(kind, 'load_data_list') or kind.load_data_list is not CocoDataset.load_data_list:
+        if getattr(kind, 'load_data_list', None) is not CocoDataset.load_data_list:
             continue
         root = dataset.get('data_root') or ''
         path = osp.join(root, dataset.ann_file)

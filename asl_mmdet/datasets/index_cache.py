@@ -72,19 +72,18 @@ def _load(path, key):
 
 
 def _save(path, key, index):
-    temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=os.path.dirname(path) or '.', suffix='.tmp', delete=False) as file:
-            temporary = file.name
-            np.savez(file, key=np.array(key), **index.to_arrays())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = None
+            try:
+                np.savez(file, key=np.array(key), **index.to_arrays())
+                file.close()
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
     except OSError as error:
         print_log(f'{path} was not written: {error}', 'current', logging.WARNING)
-    finally:
-        if temporary and os.path.exists(temporary):
-            os.remove(temporary)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import posixpath
 import re
 import reprlib
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Union
 
 import numpy as np
@@ -133,7 +133,7 @@ class LabelIndex(Sequence):
     names: np.ndarray
     classes: tuple[str, ...]
     lists: dict[str, Ragged]
-    ids: np.ndarray | None = field(default=None)
+    ids: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -197,7 +197,8 @@ class LabelIndex(Sequence):
         lists = {
             n: Ragged(arrays[f'{n}.offsets'], arrays[f'{n}.values']) for n in GROUND_TRUTH if f'{n}.offsets' in arrays
         }
-        for name, (offsets, values) in {n: (x.offsets, x.values) for n, x in lists.items()}.items():
+        for name, labels in lists.items():
+            offsets, values = labels.offsets, labels.values
             if (
                 names.dtype.kind != 'S'
                 or offsets.shape != (len(names) + 1,)
