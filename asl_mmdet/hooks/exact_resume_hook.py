@@ -181,8 +181,7 @@ def _forget_what_was_read(loop: IterBasedTrainLoop) -> None:
     batch_sampler = loop.dataloader.batch_sampler
     for bucket in getattr(batch_sampler, '_aspect_ratio_buckets', None) or getattr(batch_sampler, '_buckets', ()):
         bucket.clear()
-    if getattr(loop.dataloader, '_iterator', None) is not None:
-        loop.dataloader._iterator = None  # of persistent workers
+    loop.dataloader._iterator = None  # of persistent workers
     loop.dataloader_iterator = type(loop.dataloader_iterator)(loop.dataloader)
 
 
