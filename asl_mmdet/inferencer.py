@@ -137,7 +137,7 @@ class MultiLabelInferencer(BaseInferencer):
         return [str(image) if isinstance(image, Path) else image for image in inputs]
 
     def preprocess(self, inputs: list[str | np.ndarray], batch_size: int = 1, *, skipped: list[dict]) -> '_Batches':
-        return _Batches(partial(self._batch, inputs, skipped), range(0, len(inputs), batch_size), batch_size)
+        return _Batches(partial(self._batch, inputs, skipped), range(0, len(inputs), batch_size))
 
     def _batch(self, inputs: list[str | np.ndarray], skipped: list[dict], indices: range) -> dict | None:
         batch = []
@@ -217,15 +217,15 @@ class MultiLabelInferencer(BaseInferencer):
 class _Batches:
     """Batches that are loaded one after the other, and know their number: a progress bar wants that."""
 
-    def __init__(self, load: Callable, starts: range, batch_size: int) -> None:
-        self.load, self.starts, self.batch_size = load, starts, batch_size
+    def __init__(self, load: Callable, starts: range) -> None:
+        self.load, self.starts = load, starts
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __iter__(self) -> Iterator[dict | None]:
         for start in self.starts:
-            yield self.load(range(start, min(start + self.batch_size, self.starts.stop)))
+            yield self.load(range(start, min(start + self.starts.step, self.starts.stop)))
 
 
 def image_files(path: str | Path) -> list[str]:
