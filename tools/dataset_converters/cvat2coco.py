@@ -6,7 +6,6 @@ Its COCO export needs no conversion, but lacks the tags. An image without shapes
 import argparse
 import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
@@ -116,8 +115,11 @@ def read_export(path: Path) -> Export:
             export.classes.append(''.join(text).strip())
         text.clear()
 
+    def refuse_entities(*_) -> None:
+        raise AnnotationError(f'{path} declares entities, which no export of CVAT does')
+
     parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, text.append
-    parser.EntityDeclHandler = _refuse_entities(path)
+    parser.EntityDeclHandler = refuse_entities
     try:
         parser.Parse(path.read_bytes(), True)
     except OSError as error:
@@ -136,13 +138,6 @@ def read_export(path: Path) -> Export:
                     f'does not declare. It declares {quoted(export.classes)}'
                 )
     return export
-
-
-def _refuse_entities(path) -> Callable:
-    def refuse(*_) -> None:
-        raise AnnotationError(f'{path} declares entities, which no export of CVAT does')
-
-    return refuse
 
 
 def _named_images(export, pictures, subset):

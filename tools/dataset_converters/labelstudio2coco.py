@@ -134,16 +134,16 @@ def image_of(task: dict, place: str, image_key: str | None = None) -> str:
 
 
 def _path(url):
-    parts = urlsplit(url) if '://' in url or '?' in url else None
-    if parts is None:
+    if '://' not in url and '?' not in url:
         return unquote(url)
+    parts = urlsplit(url)
     # /data/local-files/?d=folder/name.jpg; s3://bucket/folder/name.jpg
     local = parse_qs(parts.query).get('d')
     return local[0] if local else unquote(parts.path)
 
 
 def _named_tasks(tasks, export, pictures, image_key):
-    """(name of the picture, size, results, place in the export), by name; and pictures that are not there."""
+    """(name of the picture, results, place in the export), by name; and pictures that are not there."""
     named, missing = {}, []
     for task, results in tasks:
         place = f'{export}, task {task.get("id")}'
@@ -204,9 +204,8 @@ def boxes_file(named, export, pictures, classes) -> tuple[CocoFile, list[str]]:
                 others[f'{kind} without a label'] += 1
                 continue
             _check_size(result, size, f'{place}, {name}')
-            corners = _points(value, place) if polygon else _rectangle(value, size, place)
+            corners = (_points if polygon else _rectangle)(value, size, place)
             rotated += not polygon and bool(value.get('rotation'))
-            corners = [(x * size[0] / 100, y * size[1] / 100) for x, y in corners] if polygon else corners
             regions += [(label, corners, polygon) for label in labels]
         images.append((name, size, regions))
     found = {label for _, _, regions in images for label, _, _ in regions}
@@ -246,11 +245,12 @@ def _numbers(values, place):
     return values
 
 
-def _points(value, place):
+def _points(value, size, place):
+    """In pixels."""
     points = value['points']
     if not isinstance(points, list) or len(points) < 3 or any(not isinstance(p, list) or len(p) != 2 for p in points):
         raise AnnotationError(f'{place}: a polygon has the points {quoted(points)}, not three or more of x and y')
-    return [tuple(_numbers(point, place)) for point in points]
+    return [tuple(n * side / 100 for n, side in zip(_numbers(point, place), size)) for point in points]
 
 
 def _rectangle(value, size, place):

@@ -124,10 +124,7 @@ def read_description(path: Path) -> dict:
 
 
 class YoloExport:
-    """
-    Raises:
-        AnnotationError: a name of a class is wrong.
-    """
+    """Pictures, their label files, and what ``read_description`` found in ``source``."""
 
     def __init__(self, source: Path, described: dict, pictures: PictureFolder) -> None:
         self.source, self.described, self.pictures = source, described, pictures
@@ -138,7 +135,7 @@ class YoloExport:
         """The COCO file of the pictures of a split, and lines for the screen.
 
         Raises:
-            AnnotationError: all label files are missing, or a line is wrong.
+            AnnotationError: all label files are missing, or a line or a name of a class is wrong.
         """
         coco = CocoFile(self.described['names'], self.source)
         keypoints = 'kpt_shape' in self.described
