@@ -1,7 +1,6 @@
 """``one_pass`` as one kernel, of torch.compile's on a CPU, and the choice between that and single operations."""
 
 import math
-import types
 import warnings
 from collections.abc import Callable
 
@@ -40,30 +39,29 @@ def _traced_pass(setting: Setting, *tensors: Tensor | None) -> Outcome:
 
 def _fused_where_possible(setting: Setting, logits: Tensor, *tensors: Tensor | None) -> Outcome:
     device = logits.device.type
-    if device not in _WITHOUT_COMPILER:
-        try:
-            return fused_pass(setting, logits, *tensors)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            # What torch.compile says of tensors within a transform, and Triton.
-            if 'functorch' in str(error) or "doesn't have storage" in str(error):
-                raise RuntimeError(
-                    'AsymmetricLoss brings its gradient along, which transforms of torch.func (grad, vmap, ...) cannot '
-                    'use. Call backward or torch.autograd.grad'
-                ) from error
-            # Where the caller is at fault, this raises too.
-            outcome = eager_pass(setting, logits, *tensors)
-            _WITHOUT_COMPILER.add(device)
-            compiler = 'torch.compile' if logits.is_cpu else 'Triton'
-            warnings.warn(
-                f'AsymmetricLoss: {compiler} does not work on {device} here ({type(error).__name__}: '
-                f'{str(error).strip().splitlines()[0] if str(error).strip() else ""}), so the loss runs as single '
-                'operations, several times slower. A C++ compiler (CPU) or Triton (GPU) mends that; fused=False '
-                'chooses this way without a word.'
-            )
-            return outcome
-    return eager_pass(setting, logits, *tensors)
+    if device in _WITHOUT_COMPILER:
+        return eager_pass(setting, logits, *tensors)
+    try:
+        return fused_pass(setting, logits, *tensors)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        # What torch.compile says of tensors within a transform, and Triton.
+        if 'functorch' in str(error) or "doesn't have storage" in str(error):
+            raise RuntimeError(
+                'AsymmetricLoss brings its gradient along, which transforms of torch.func (grad, vmap, ...) cannot '
+                'use. Call backward or torch.autograd.grad'
+            ) from error
+        # Where the caller is at fault, this raises too.
+        outcome = eager_pass(setting, logits, *tensors)
+        _WITHOUT_COMPILER.add(device)
+        compiler = 'torch.compile' if logits.is_cpu else 'Triton'
+        warnings.warn(
+            f'AsymmetricLoss: {compiler} does not work on {device} here ({type(error).__name__}: '
+            f'{str(error).strip().partition(chr(10))[0]}), so the loss runs as single operations, several times '
+            'slower. A C++ compiler (CPU) or Triton (GPU) mends that; fused=False chooses this way without a word.'
+        )
+        return outcome
 
 
 def fused_pass(setting: Setting, logits: Tensor, targets: Tensor, *tensors: Tensor | None) -> Outcome:
@@ -131,11 +129,10 @@ def _compile(setting: Setting, num_classes: int, tensors: list[Tensor | None]) -
         return one_pass(setting, *tensors)
 
     # torch keeps eight kernels for one piece of code; here all that is told apart has a piece of its own.
-    code = run.__code__.replace(co_name='asymmetric_loss_pass')
-    own = types.FunctionType(code, run.__globals__, code.co_name, None, run.__closure__)
+    run.__code__ = run.__code__.replace(co_name='asymmetric_loss_pass')
     examples = [None if tensor is None else _example(i, tensor, num_classes) for i, tensor in enumerate(tensors)]
     with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
-        return _without_dynamo(own, examples)
+        return _without_dynamo(run, examples)
 
 
 def _without_dynamo(run: Callable[..., Outcome], examples: list[Tensor | None]) -> Callable[..., Outcome]:
