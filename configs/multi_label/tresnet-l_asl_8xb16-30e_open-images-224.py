@@ -9,7 +9,7 @@ _base_ = [
     '../_base_/multi_label_runtime.py',
 ]
 
-model = dict(head=dict(num_classes=9605, bottleneck_features=512, loss=dict(gamma_neg=7.0, clip=0.05)))
+model = dict(head=dict(num_classes=9605, bottleneck_features=512, loss=dict(gamma_neg=7.0)))
 train_cfg = dict(max_epochs=30)
 param_scheduler = [
     dict(type='ScalableOneCycleLR', pct_start=0.2, by_epoch=True, convert_to_iter_based=True),

@@ -1,6 +1,6 @@
 # Appendix F: 5 more epochs at 448 pixels, from the last checkpoint of the 30 at 224. It gives no schedule of their own:
 # another whole cycle, up to the same rate.
-_base_ = ['tresnet-l_asl_8xb16-30e_open-images-224.py']
+_base_ = 'tresnet-l_asl_8xb16-30e_open-images-224.py'
 
 _resize = dict(type='Resize', scale=(448, 448), keep_ratio=False)
 _load, _, *_augment_and_pack = _base_.train_pipeline
