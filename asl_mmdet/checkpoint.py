@@ -315,9 +315,9 @@ def load_from_openmmlab(filename: str, map_location=None) -> dict:
     name = filename.partition('://')[2]
     name = mmengine_checkpoint.get_deprecated_model_names().get(name, name)
     place = mmengine_checkpoint.get_external_models()[name]
-    if place.startswith(('http://', 'https://')):
-        return load_from_file(place, map_location)
-    return load_from_file(os.path.join(mmengine_checkpoint._get_mmengine_home(), place), map_location)
+    if not is_address(place):
+        place = os.path.join(mmengine_checkpoint._get_mmengine_home(), place)
+    return load_from_file(place, map_location)
 
 
 def load_from_mmcls(filename: str, map_location=None) -> dict:
