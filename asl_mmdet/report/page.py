@@ -97,7 +97,6 @@ def training_charts(folder: Path) -> dict:
             charts=[],
         )
     training = [line for line in lines if is_training(line)]
-    validation = [line for line in lines if not is_training(line)]
     by_epoch = any('epoch' in line for line in training)
     groups: dict[tuple[str, str, str], dict[str, list]] = {}
     for line in lines:
@@ -114,8 +113,8 @@ def training_charts(folder: Path) -> dict:
         ]
         charts.append(dict(title=title, x=x, y=y, series=drawn))
     text = (
-        f'From {folder}: {len(training):,} lines of training and {len(validation):,} of validation, each curve thinned '
-        f'to {MAX_STEPS} points. A click on a name in a legend hides or shows its curve.'
+        f'From {folder}: {len(training):,} lines of training and {len(lines) - len(training):,} of validation, each '
+        f'curve thinned to {MAX_STEPS} points. A click on a name in a legend hides or shows its curve.'
     )
     return dict(text=text, charts=charts)
 
