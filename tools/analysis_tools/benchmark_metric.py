@@ -9,7 +9,7 @@ import importlib.util
 import resource
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -70,11 +70,10 @@ class Batches:
     """
 
     def __init__(self, images: int, classes: int, listed: int = 3, partial: bool = False):
-        generator = torch.Generator().manual_seed(0)
         self.images, self.classes, self.partial = images, classes, partial
-        self.generator = generator
-        self.positive = torch.randint(0, classes, (images, listed), generator=generator)
-        self.negative = torch.randint(0, classes, (images, listed), generator=generator)
+        self.generator = torch.Generator().manual_seed(0)
+        self.positive = torch.randint(0, classes, (images, listed), generator=self.generator)
+        self.negative = torch.randint(0, classes, (images, listed), generator=self.generator)
 
     def scores(self, first: int, last: int) -> Tensor:
         """(last - first, C) probabilities, higher for positives; other ones at each call."""
@@ -86,10 +85,9 @@ class Batches:
         """(N, C) int8."""
         return torch.zeros(self.images, self.classes, dtype=torch.int8).scatter_(1, self.positive, 1)
 
-    def samples(self, scores: Tensor, first: int) -> list[dict]:
-        more = dict(num_classes=self.classes)
+    def samples(self, scores: Tensor, first: int) -> Iterator[dict]:
         for i, score in enumerate(scores, first):
-            sample = dict(pred_score=score, gt_label=self.positive[i], **more)
+            sample = dict(pred_score=score, gt_label=self.positive[i], num_classes=self.classes)
             if self.partial:
                 sample.update(gt_negative=self.negative[i], untagged_weight=0.0)
             yield sample

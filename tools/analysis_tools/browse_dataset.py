@@ -133,7 +133,7 @@ def displayed(inputs: torch.Tensor, preprocessor: ImgDataPreprocessor) -> tuple[
 
 
 def draw_labels(visualizers: dict, meta: dict, image: np.ndarray, sample: BaseDataElement) -> np.ndarray:
-    visualizer = visualizers.setdefault('labels', MultiLabelVisualizer(max_labels=15))
+    visualizer = visualizers.setdefault('labels', MultiLabelVisualizer())
     visualizer.dataset_meta = meta
     return visualizer.add_datasample('', image, sample, draw_pred=False)
 
