@@ -23,10 +23,9 @@ from mmengine.dataset import BaseDataset
 from mmengine.fileio import get as read_bytes
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
-from rich.console import Console
-from rich.progress import track
 
 from asl_mmdet.command_line import add_cfg_options, check_temporary_folder, read_config
+from asl_mmdet.progress import track
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/multi_label/tresnet-m_asl_8xb16-60e_coco2014-224.py'
@@ -68,7 +67,7 @@ def transform_times(dataset: BaseDataset, passes: int) -> dict[str, float]:
         total[name] += time.perf_counter() - start
         return result
 
-    for once in track(range(passes + 1), description='transforms', console=Console(file=sys.stderr)):
+    for once in track(range(passes + 1), 'transforms'):
         if once == 1:  # the first pass fills caches
             total.clear()
         for i in range(len(dataset)):
@@ -87,7 +86,7 @@ def loader_speeds(dataset: BaseDataset, cfg: dict, workers: list[int], batches: 
         options = dict(cfg, num_workers=number, persistent_workers=number > 0, sampler=dict(type='InfiniteSampler'))
         loaders[number] = iter(Runner.build_dataloader({**options, 'dataset': dataset}, seed=0))
     rates = {number: [] for number in workers}
-    for turn in track(range(rounds + 1), description='loaders', console=Console(file=sys.stderr)):
+    for turn in track(range(rounds + 1), 'loaders'):
         for number, loader in loaders.items():
             # What the workers have prepared while others had their turn is not counted.
             for _ in range(2 * number + 1):

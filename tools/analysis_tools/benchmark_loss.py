@@ -21,13 +21,13 @@ import torch.nn.functional as F
 from benchmarking import Sizes, dimensions, report_growth, table
 from mmcv.ops import sigmoid_focal_loss
 from mmdet.models import FocalLoss
-from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from asl_mmdet import AsymmetricLoss
 from asl_mmdet.command_line import present_device
 from asl_mmdet.models.asymmetric_loss import ProbabilityStatistics
+from asl_mmdet.progress import track
 
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
 
@@ -174,7 +174,7 @@ def median_times(functions: dict[str, Callable[[], Tensor]], logits: Tensor, rou
     enough = 2e-2
     repeats = {name: max(1, round(enough / timed(function, 1))) for name, function in functions.items()}
     times = {name: [] for name in functions}
-    for _ in track(range(rounds), description=f'{tuple(logits.shape)}'):
+    for _ in track(range(rounds), f'{tuple(logits.shape)}'):
         for name, function in functions.items():
             times[name].append(timed(function, repeats[name]))
     return {name: statistics.median(values) for name, values in times.items()}

@@ -23,10 +23,9 @@ from benchmark_data import CONFIG, ROOT, draw_pictures
 from benchmarking import Sizes, draw_growth, growth_table, median_times, table
 from mmdet.utils import register_all_modules
 from mmengine.logging import MMLogger
-from rich.console import Console
-from rich.progress import track
 
 from asl_mmdet.datasets import CocoMultiLabelDataset
+from asl_mmdet.progress import track
 
 TRAIN, VAL, OBJECTS_PER_IMAGE = 82081, 40137, 7.37
 IMPORTS = """
@@ -76,7 +75,7 @@ def import_times(rounds: int) -> tuple[float, float]:
     """Seconds that mmdet and mmengine's runner take to import, and the plugin after them; each in a new process."""
     found = []
     command = [sys.executable, '-W', 'ignore', '-c', IMPORTS]
-    for _ in track(range(rounds + 1), description='imports', console=Console(file=sys.stderr)):
+    for _ in track(range(rounds + 1), 'imports'):
         done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
         if done.returncode:
             sys.exit(done.stderr)
@@ -159,10 +158,7 @@ def main() -> None:
             write_coco(root, split, images)
         megabytes = (root / 'annotations/instances_train2014.json').stat().st_size / 2**20
         built = [data_set_times(root, split, args.rounds) for split in splits.values()]
-        starts = [
-            time_to_first_iteration(args.config, root, **splits)
-            for _ in track(range(args.rounds), description='training', console=Console(file=sys.stderr))
-        ]
+        starts = [time_to_first_iteration(args.config, root, **splits) for _ in track(range(args.rounds), 'training')]
         print(
             f'\nStart-up, {args.images[0]:,} + {args.images[1]:,} images, {megabytes:.0f} MB of training annotations, '
             f'medians of {args.rounds}\n'

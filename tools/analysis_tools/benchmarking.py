@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
+from asl_mmdet.progress import track
 
 Curves = dict[str, dict[float, float]]
 
@@ -25,7 +24,7 @@ def median_times(functions: dict[str, Callable[[], object]], rounds: int) -> dic
     times = {name: [] for name in functions}
     for function in functions.values():
         function()
-    for _ in track(range(rounds), description='rounds', console=Console(file=sys.stderr)):
+    for _ in track(range(rounds), 'rounds'):
         for name, function in functions.items():
             start = time.perf_counter()
             function()
