@@ -76,8 +76,8 @@ def main() -> None:
         parser.exit(1, f'{error}\n')
 
     write(results, args.out)
-    print(f'{len(results)} of {len(files)} images', end='')
     print(
+        f'{len(results)} of {len(files)} images',
         f', results in {args.out}' if args.out else '',
         f', pictures in {args.show_dir}' if args.show_dir else '',
         sep='',

@@ -63,9 +63,8 @@ def main() -> None:
         cfg.auto_scale_lr.enable = True
     if args.resume not in (None, 'auto'):
         cfg.resume, cfg.load_from = True, args.resume
-    elif args.resume:
-        if has_begun(cfg.work_dir) or not cfg.get('load_from'):
-            cfg.resume, cfg.load_from = True, None
+    elif args.resume and (has_begun(cfg.work_dir) or not cfg.get('load_from')):
+        cfg.resume, cfg.load_from = True, None
     if cfg.get('load_from') and '://' not in cfg.load_from and not Path(cfg.load_from).expanduser().is_file():
         sys.exit(f'no checkpoint file {cfg.load_from}')
     make_resumable(cfg)
