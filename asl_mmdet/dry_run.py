@@ -563,10 +563,8 @@ def _suspicious_training(cfg: Config, runner: Runner, trained: _Watch) -> list[s
         suspicious.append('the learning rate is 0')
     elif not trained.lr[0]:
         suspicious.append('the learning rate of some parameters is 0 at the first step')
-    frozen = [
-        name for name, child in trained.model.named_children() if not any(p.requires_grad for p in child.parameters())
-    ]
-    frozen = [name for name in frozen if any(True for _ in getattr(trained.model, name).parameters())]
+    required = {name: [p.requires_grad for p in child.parameters()] for name, child in trained.model.named_children()}
+    frozen = [name for name, gradients in required.items() if gradients and not any(gradients)]
     if frozen:
         suspicious.append(f'wholly frozen: {", ".join(frozen)}')
     base = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
