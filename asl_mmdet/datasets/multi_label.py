@@ -234,6 +234,8 @@ class MultiLabelDataset(BaseDataset):
                 message += '' if osp.isdir(folder) else f' (there is no folder {folder!r})'
                 if not any(osp.splitext(path)[1] for path in first):
                     message += " (names without an ending: a table takes image_suffix='.jpg' or the like)"
+                if b'\\' in names[missing][0]:
+                    message += ' (names with backslashes, as Windows writes paths: write / in their place)'
                 raise AnnotationError(
                     f"{message}. Correct data_root or data_prefix, or leave them out with missing_images='drop'"
                 )

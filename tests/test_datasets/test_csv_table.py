@@ -91,6 +91,16 @@ def test_image_suffix_is_named_where_names_have_no_ending(name, told, tmp_path):
     assert ("image_suffix='.jpg'" in str(caught.value)) is told
 
 
+@pytest.mark.parametrize(('name', 'told'), [('x\\a.jpg', True), ('x/b.jpg', False)])
+def test_slashes_are_named_where_paths_are_those_of_windows(name, told, tmp_path):
+    (tmp_path / 'x').mkdir()
+    (tmp_path / 'x/a.jpg').touch()
+    (tmp_path / 'table.csv').write_text(f'image,labels\n{name},dog\n')
+    with pytest.raises(AnnotationError, match='1 of 1 images .* do not exist') as caught:
+        CSVMultiLabelDataset(ann_file='table.csv', data_root=str(tmp_path))
+    assert ('write / in their place' in str(caught.value)) is told
+
+
 def test_one_row_per_label(read):
     text = 'image,labels\nb.jpg,tree\na.jpg,dog\nb.jpg,dog\nc.jpg,\n'
     assert read(text, merge_rows=True) == (('dog', 'tree'), {'b.jpg': [0, 1], 'a.jpg': [0], 'c.jpg': []})
