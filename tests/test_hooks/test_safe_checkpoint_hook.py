@@ -497,6 +497,17 @@ def test_sigterm_in_a_validation(tmp_path):
     assert torch.load(tmp_path / 'epoch_3.pth', weights_only=False)['meta']['iter'] == 12
 
 
+def test_sigterm_in_a_validation_waits_for_accumulated_gradients(tmp_path):
+    optimizer = dict(optimizer=dict(type='AdamW', lr=0.1), accumulative_counts=3)
+    build_run(tmp_path / 'whole', optim_wrapper=optimizer, evaluator=Count()).train()
+    with pytest.raises(SystemExit):
+        build_run(tmp_path / 'half', optim_wrapper=optimizer, evaluator=Count(at=terminate)).train()
+    # Three batches are a step, and four an epoch.
+    assert (tmp_path / 'half/last_checkpoint').read_text().endswith('iter_6.pth')
+    build_run(tmp_path / 'half', optim_wrapper=optimizer, evaluator=Count(), resume=True).train()
+    assert_same(state(tmp_path / 'half/epoch_3.pth'), state(tmp_path / 'whole/epoch_3.pth'))
+
+
 def test_processes_that_a_metric_forks_end_when_they_are_told_to(tmp_path):
     """As multiprocessing's pools tell theirs; Ctrl-C, which a terminal sends to all, they leave to the parent."""
 
