@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from mmdet.datasets import BaseVideoDataset
+from mmdet.models import RPN
 from mmdet.registry import HOOKS
 from mmengine.dataset import BaseDataset, Compose
 from mmengine.evaluator import Evaluator
@@ -52,13 +53,14 @@ def check_num_classes(model: nn.Module, dataset: BaseDataset) -> None:
     """Compares ``num_classes`` of every head of the model with the data set's.
 
     Left alone are heads with classes of their own (``rpn_head``, ``semantic_head``, those of a ``reid`` network,
-    class-agnostic ones), models whose classes are words (GLIP, Grounding DINO), panoptic data sets and videos.
+    class-agnostic ones), an RPN by itself, models whose classes are words (GLIP, Grounding DINO), panoptic data sets
+    and videos.
 
     Raises:
         AnnotationError: they differ.
     """
     model = model.module if is_model_wrapper(model) else model
-    if hasattr(model, 'language_model'):
+    if hasattr(model, 'language_model') or isinstance(model, RPN):
         return
     heads = {
         name: module

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from mmdet.registry import DATASETS, HOOKS
+import torch
+from mmdet.registry import DATASETS, HOOKS, MODELS
 from mmengine.config import Config
 from mmengine.dataset import ConcatDataset, RepeatDataset
+from mmengine.hub import get_config
 from mmengine.runner import Runner
 from torch import nn
 
@@ -117,6 +119,16 @@ def test_heads_with_classes_of_their_own_are_left_alone(tmp_path, pictures):
     check_num_classes(by_words, dataset)
     dataset._metainfo['thing_classes'] = ('cat', 'dog')
     check_num_classes(model('head'), dataset)
+
+
+def test_an_rpn_by_itself_has_one_class_whatever_the_data_have(tmp_path, pictures):
+    pictures(tmp_path, ['a.jpg'])
+    cfg = get_config('mmdet::rpn/rpn_r50_fpn_1x_coco.py').model
+    cfg.backbone.init_cfg = cfg.data_preprocessor = None
+    with torch.device('meta'):
+        model = MODELS.build(cfg)
+    assert model.bbox_head.num_classes == 1
+    check_num_classes(model, table(tmp_path, ['a.jpg,cat;dog;tree']))
 
 
 @pytest.fixture
