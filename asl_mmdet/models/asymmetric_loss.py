@@ -451,7 +451,8 @@ class AsymmetricLoss(nn.Module):
         if len(shape) != 2 or shape[1] == 0:
             raise ValueError(
                 f'pred of AsymmetricLoss must have shape (N, C) with C >= 1, got {_describe(pred)}; flatten '
-                'other dimensions into N'
+                'other dimensions into N. A head that gives heat maps, as CenterNet, or grids, as YOLOv3, keeps its '
+                'own loss'
             )
         if not torch.is_tensor(target) or target.shape not in (shape, shape[:1]):
             with_quality = '; a head that gives quality scores beside labels, as GFL and RTMDet, keeps its own loss'

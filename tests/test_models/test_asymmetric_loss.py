@@ -581,3 +581,9 @@ def test_config_written_for_mmpretrain_works():
 def test_targets_with_quality_scores_are_refused_with_what_to_do():
     with pytest.raises(ValueError, match='got tuple; a head that gives quality scores .* keeps its own loss'):
         AsymmetricLoss()(torch.zeros(2, 3), (torch.zeros(2, dtype=torch.long), torch.zeros(2)))
+
+
+@pytest.mark.parametrize('shape', [(2, 3, 8, 8), (2, 192, 3)])
+def test_heads_of_heat_maps_and_grids_are_told_to_keep_their_loss(shape):
+    with pytest.raises(ValueError, match='got .*CenterNet, or grids, as YOLOv3, keeps its own loss'):
+        AsymmetricLoss()(torch.zeros(shape), torch.zeros(shape))
