@@ -90,6 +90,22 @@ def present_device(text: str) -> str:
     return text
 
 
+def file_to_write(text: str) -> Path:
+    """As the ``type`` of an argument: a file that can be written, so that hours of work do not end in an error."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f'{text} is a folder, where a file is to be written')
+    folder_to_write(path.parent)
+    return path
+
+
+def folder_to_write(text: str | Path) -> Path:
+    """As the ``type`` of an argument: a folder that files can be written into, or that can be made."""
+    if fault := _why_not_writable(Path(text)):
+        raise argparse.ArgumentTypeError(f'{text} cannot be written into: {fault}')
+    return Path(text)
+
+
 class ConfigError(ValueError):
     """A config file cannot be read; the message is complete."""
 
@@ -157,11 +173,16 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def _check_work_dir(folder: str) -> None:
-    folder = Path(folder).absolute()
+    if fault := _why_not_writable(Path(folder)):
+        sys.exit(f'{Path(folder).absolute()} cannot be the work dir: {fault}. --work-dir names another')
+
+
+def _why_not_writable(folder: Path) -> str | None:
+    folder = folder.absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        fault = 'may not be written to' if there.is_dir() else 'is no folder'
-        sys.exit(f'{folder} cannot be the work dir: {there} {fault}. --work-dir names another')
+    if there.is_dir() and os.access(there, os.W_OK):
+        return None
+    return f'{there} {"may not be written to" if there.is_dir() else "is no folder"}'
 
 
 def _check_launcher(launcher: str) -> None:

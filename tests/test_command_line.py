@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import runpy
 from types import SimpleNamespace
 
 import pytest
@@ -212,6 +213,28 @@ def test_types_of_arguments(kind, good, bad, capsys):
         with pytest.raises(SystemExit):
             parser.parse_args(['--value', text])
     assert f'--value: {bad[0]} ' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('tool', 'option', 'name'),
+    [
+        ('infer.py', '--out', 'file/labels.csv'),
+        ('infer.py', '--out', 'folder.csv'),
+        ('infer.py', '--show-dir', 'file/pictures'),
+        ('test.py', '--out', 'file/predictions.pkl'),
+        ('export_onnx.py', '--out', 'file/model.onnx'),
+        ('analysis_tools/audit_labels.py', '--out-dir', 'file'),
+        ('analysis_tools/browse_dataset.py', '--out', 'file'),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_the_work(tool, option, name, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'file').touch()
+    (tmp_path / 'folder.csv').mkdir()
+    monkeypatch.setattr('sys.argv', [tool, option, str(tmp_path / name)])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
+    fault = 'is a folder, where a file' if name == 'folder.csv' else f'cannot be written into: {tmp_path}/file is no'
+    assert f'argument {option}: ' in (said := capsys.readouterr().err) and fault in said
 
 
 def test_a_temporary_folder_in_which_workers_would_end_is_refused(monkeypatch):

@@ -11,7 +11,7 @@ import numpy as np
 from mmengine.config import Config
 
 from asl_mmdet.checkpoint import is_address
-from asl_mmdet.command_line import add_cfg_options, probability, read_config
+from asl_mmdet.command_line import add_cfg_options, file_to_write, probability, read_config
 from asl_mmdet.inferencer import image_files, trained_model
 from asl_mmdet.models import ImageClassifier
 from asl_mmdet.onnx_export import export_onnx
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', metavar='CONFIG', help='config file')
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file, or its address')
-    parser.add_argument('--out', type=Path, required=True, metavar='FILE.onnx', help='file to write')
+    parser.add_argument('--out', type=file_to_write, required=True, metavar='FILE.onnx', help='file to write')
     parser.add_argument(
         '--score-thr',
         type=probability,

@@ -11,7 +11,15 @@ import mmcv
 from mmengine.config import Config
 
 from asl_mmdet.checkpoint import is_address
-from asl_mmdet.command_line import add_cfg_options, positive, present_device, probability, read_config
+from asl_mmdet.command_line import (
+    add_cfg_options,
+    file_to_write,
+    folder_to_write,
+    positive,
+    present_device,
+    probability,
+    read_config,
+)
 from asl_mmdet.datasets import AnnotationError, LoadNamedImage
 from asl_mmdet.datasets.detection import named_picture
 from asl_mmdet.detector_inferencer import DetectorInferencer
@@ -26,9 +34,14 @@ def main() -> None:
     parser.add_argument('config', metavar='CONFIG', help='config file')
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file, or its address')
     parser.add_argument(
-        '--out', type=Path, metavar='FILE', help='write the results as .json, or as .csv; otherwise they are printed'
+        '--out',
+        type=file_to_write,
+        metavar='FILE',
+        help='write the results as .json, or as .csv; otherwise they are printed',
     )
-    parser.add_argument('--show-dir', type=Path, metavar='FOLDER', help='write pictures with the results drawn on them')
+    parser.add_argument(
+        '--show-dir', type=folder_to_write, metavar='FOLDER', help='write pictures with the results drawn on them'
+    )
     parser.add_argument(
         '--score-thr',
         type=probability,

@@ -10,7 +10,14 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 
 from asl_mmdet.checkpoint import check_classes, is_address, load_all_weights, read_checkpoint
-from asl_mmdet.command_line import add_config_arguments, build_runner, exit_on_known_faults, load_config, one_or_more
+from asl_mmdet.command_line import (
+    add_config_arguments,
+    build_runner,
+    exit_on_known_faults,
+    file_to_write,
+    load_config,
+    one_or_more,
+)
 from asl_mmdet.hooks import FastInferenceHook
 from asl_mmdet.report import report_metric, write_report
 
@@ -19,7 +26,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file, or its address')
-    parser.add_argument('--out', type=Path, metavar='FILE.pkl', help='write the predictions for evaluation elsewhere')
+    parser.add_argument(
+        '--out', type=file_to_write, metavar='FILE.pkl', help='write the predictions for evaluation elsewhere'
+    )
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument('--show-dir', help='draw the predictions into this folder, under work_dir/timestamp')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds for which --show shows a picture')

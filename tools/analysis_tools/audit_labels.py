@@ -29,6 +29,7 @@ from asl_mmdet.command_line import (
     add_cfg_options,
     check_temporary_folder,
     exit_on_known_faults,
+    folder_to_write,
     positive,
     present_device,
     read_config,
@@ -64,7 +65,7 @@ def main() -> None:
         metavar='N',
         help='where fewer negatives lie beyond p*, add the most probable others up to this number (default: 0)',
     )
-    parser.add_argument('--out-dir', type=Path, help='default: label_audit beside the last checkpoint')
+    parser.add_argument('--out-dir', type=folder_to_write, help='default: label_audit beside the last checkpoint')
     parser.add_argument(
         '--page-limit', type=positive, default=1000, help='suspects of each kind on the page (default: %(default)s)'
     )

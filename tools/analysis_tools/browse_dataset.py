@@ -26,7 +26,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from mmengine.visualization.utils import img_from_canvas
 
-from asl_mmdet.command_line import add_cfg_options, exit_on_known_faults, positive, read_config
+from asl_mmdet.command_line import add_cfg_options, exit_on_known_faults, folder_to_write, positive, read_config
 from asl_mmdet.datasets.detection import guard_detection_data
 from asl_mmdet.hooks.exact_resume_hook import seed_from
 from asl_mmdet.progress import track
@@ -44,7 +44,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
     parser.add_argument('--split', choices=('train', 'val', 'test'), default='train')
-    parser.add_argument('--out', type=Path, help='folder (default: work_dirs/<name of the config>/browse_<split>)')
+    parser.add_argument(
+        '--out', type=folder_to_write, help='folder (default: work_dirs/<name of the config>/browse_<split>)'
+    )
     parser.add_argument('-n', type=positive, default=20, help='so many images, evenly spread over the data set')
     parser.add_argument('--index', type=int, nargs='+', help='these images, counted from 0, instead')
     parser.add_argument('--repeat', type=positive, default=1, help='so many augmentations of each')
