@@ -14,7 +14,8 @@ def csv_rows(path: str, delimiter: str = ',') -> Iterator[tuple[int, list[str]]]
     """
     line, width, first_line = 1, None, 1
     with open(path, encoding='utf-8-sig', newline='') as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        # Quotes behind a space would be part of the field.
+        reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=delimiter != ' ')
         try:
             for cells in reader:
                 if cells:

@@ -82,6 +82,12 @@ def test_other_delimiters_headers_and_encodings(read):
     assert read('image,labels\na,dog\n', image_suffix='.jpg')[1] == {'a.jpg': [0]}
 
 
+def test_quotes_may_stand_behind_a_space(read):
+    text = 'image, labels\na.jpg, "dog;cat"\n "b,c.jpg", cat\n'
+    assert read(text) == (('cat', 'dog'), {'a.jpg': [0, 1], 'b,c.jpg': [0]})
+    assert read('image labels\na.jpg "dog;cat"\nb.jpg \n', delimiter=' ')[1] == {'a.jpg': [0, 1], 'b.jpg': []}
+
+
 @pytest.mark.parametrize(('name', 'told'), [('a', True), ('b.jpg', False)])
 def test_image_suffix_is_named_where_names_have_no_ending(name, told, tmp_path):
     (tmp_path / 'a.jpg').touch()
