@@ -391,7 +391,7 @@ class CSVMultiLabelDataset(MultiLabelDataset):
         }
         columns, others = np.empty(len(vocabulary), dtype=np.int64), []
         for label, token in vocabulary.items():
-            key = (label.lstrip('0') or '0') if form == 'indices' and label.isdigit() and label.isascii() else label
+            key = (label.lstrip('0') or '0') if form == 'indices' else label
             columns[token] = column_of_name.get(key, len(classes) + len(others))
             if columns[token] < len(classes):
                 continue
@@ -402,7 +402,7 @@ class CSVMultiLabelDataset(MultiLabelDataset):
                     raise AnnotationError(
                         f'{place}index {label[:80]} lies outside [{self.index_base}, '
                         f'{len(classes) - 1 + self.index_base}]'
-                        + ('. index_base=1 counts from 1' if label == str(len(classes)) and not self.index_base else '')
+                        + ('. index_base=1 counts from 1' if label == str(len(classes)) else '')
                     )
                 whole = '' if separator else '. Each cell is read as one label: label_separator=... splits it'
                 raise AnnotationError(

@@ -155,7 +155,7 @@ class ASLSingleLabel(nn.Module):
         )
         reduction = reduction_override or self.reduction
         if reduction == 'mean' and avg_factor is None:
-            avg_factor = max(rows, 1)
+            avg_factor = rows
         weight = weight if weight is None else weight.reshape(rows)
         return self.loss_weight * weight_reduce_loss(loss, weight, reduction, avg_factor)
 

@@ -50,10 +50,11 @@ def test_names(read, separator):
 
 def test_names_in_the_order_of_given_classes(read):
     assert read('image,labels\na.jpg,dog;tree\n', classes=['tree', 'sky', 'dog'])[1] == {'a.jpg': [0, 2]}
+    assert read('image,labels\na.jpg,٣;²\n', classes=['²', '٣'])[1] == {'a.jpg': [0, 1]}
 
 
 def test_indices(read):
-    text = 'file_name,label\na.jpg,0 2\nb.jpg,\nc.jpg,2\n'
+    text = 'file_name,label\na.jpg,0  2\nb.jpg,\nc.jpg,02\n'
     assert read(text, classes=['x', 'y', 'z']) == (('x', 'y', 'z'), {'a.jpg': [0, 2], 'b.jpg': [], 'c.jpg': [2]})
     assert "read as indices separated by ' '" in read.said[0]
     assert read('file_name,label\na.jpg,1;3\n', classes=['x', 'y', 'z'], index_base=1)[1] == {'a.jpg': [0, 2]}
@@ -67,6 +68,7 @@ def test_columns(read):
     assert "read as one column per class with 1, 0 and -1; images in column 'filename'" in read.said[0]
     assert read(text, classes=['sky', 'dog'])[1] == {'a.jpg': [0, 1], 'b.jpg': [], 'c.jpg': [1], 'd.jpg': [1]}
     assert read(text, label_column=['sky', 'tree'])[0] == ('sky', 'tree')
+    assert read('image,dog,cat\na.jpg,0,0\n') == (('dog', 'cat'), {'a.jpg': []})
 
 
 def test_one_label_per_image_is_stated(read):
@@ -80,6 +82,8 @@ def test_other_delimiters_headers_and_encodings(read):
     assert read('a.jpg,dog;tree\nb.jpg,tree\n', header=False)[1] == {'a.jpg': [0, 1], 'b.jpg': [1]}
     assert read('image,labels\nbäume/ä.jpg,Bäume\n') == (('Bäume',), {'bäume/ä.jpg': [0]})
     assert read('image,labels\na,dog\n', image_suffix='.jpg')[1] == {'a.jpg': [0]}
+    assert read('Image, Labels \n a.jpg , dog ; tree \n')[1] == {'a.jpg': [0, 1]}
+    assert read(' dog , File_Name \n 1 , a.jpg \n', label_form='columns') == (('dog',), {'a.jpg': [0]})
 
 
 def test_quotes_may_stand_behind_a_space(read):
@@ -159,6 +163,7 @@ def test_space_is_decided_by_the_classes(read):
     'text, classes, way_out',
     [
         ('image,labels\na.jpg,traffic light\n', None, "label_separator=' ' for the one, label_separator=';'"),
+        ('image,labels\na.jpg,traffic light\nb.jpg,1 2\n', None, "line 2: is the space .* label_separator=' ' for"),
         (
             'image,labels\na.jpg,traffic light\n',
             ['traffic', 'light', 'traffic light'],
@@ -180,8 +185,14 @@ def test_space_is_decided_by_the_classes(read):
             "columns of other contents stands 'labels'. Decide with label_column=",
         ),
         ('image,width,height\na.jpg,640,480\n', None, "column 'width' begins with '640'"),
-        ('image,labels,train\na.jpg,1,0\n', None, 'label_column='),
+        (
+            'image,labels,train\na.jpg,1,0\n',
+            None,
+            "columns of other contents stands 'labels'. Decide with label_column=",
+        ),
+        ('image,Tags,train\na.jpg,1,0\n', None, "columns of other contents stands 'Tags'"),
         ('a.jpg,dog\nb.jpg,dog\n', None, "line 1 names a picture, 'a.jpg'.*header=False"),
+        ('IMG_1.JPG,dog\nIMG_2.JPG,dog\n', None, "line 1 names a picture, 'IMG_1.JPG'.*header=False"),
         ('picture,labels\na.jpg,dog\n', None, 'no column of .* is called image, .*image_column='),
         ('image,filename,labels\na.jpg,b.jpg,dog\n', None, 'more than one column .*image_column='),
         ('image\na.jpg\n', None, "one column only, 'image'. Decide with delimiter="),
@@ -243,7 +254,16 @@ def test_options_decide(read):
             dict(classes=['dog', 'tree']),
             r"line 3: 'Dog' is none of the 2 classes \(did you mean 'dog'\?\)",
         ),
-        ('image,labels\na.jpg,dog tree\n', dict(classes=['dog', 'tree'], label_separator=';'), "line 2: 'dog tree' is"),
+        (
+            'image,labels\na.jpg,dog tree\n',
+            dict(classes=['dog', 'tree'], label_separator=';'),
+            "line 2: 'dog tree' is .* leaves such labels out$",
+        ),
+        (
+            'image,labels\na.jpg,dog/tree\n',
+            dict(classes=['dog', 'tree']),
+            r"line 2: 'dog/tree' is .* labels out\. Each cell is read as one label: label_separator=\.\.\. splits it$",
+        ),
         ('image,labels\na.jpg,0\nb.jpg,2\n', dict(classes=['x', 'y']), r'line 3: index 2 .*\[0, 1\]. index_base=1'),
         ('image,labels\na.jpg,0;2\n', dict(classes=['x', 'y'], index_base=1), r'line 2: index 0 lies outside \[1, 2\]'),
         (
@@ -267,7 +287,8 @@ def test_options_decide(read):
             dict(label_column='tags'),
             "has no column 'tags'; its columns: 'image', 'labels'",
         ),
-        ('image,labels\na.jpg,dog\n', dict(classes=['dog'], label_column=7), 'has no column 7'),
+        ('image,labels\na.jpg,dog\n', dict(classes=['dog'], label_column=2), 'has no column 2'),
+        ('image,labels\na.jpg,dog\n', dict(image_column=-1), 'has no column -1'),
         (
             'image,dog,cat\na.jpg,NaN,0\n',
             {},
@@ -306,8 +327,9 @@ def test_options_decide(read):
     ],
 )
 def test_broken_lines_are_named(read, text, kwargs, message):
-    with pytest.raises(AnnotationError, match=f'table.csv.*{message}'):
+    with pytest.raises(AnnotationError, match=f'table.csv.*{message}') as caught:
         read(text, **kwargs)
+    assert str(caught.value).count('table.csv') == 1
 
 
 def test_file_that_is_not_utf8(read):

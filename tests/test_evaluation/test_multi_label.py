@@ -118,6 +118,8 @@ def test_official_definition():
 def test_float64_scores_keep_their_order():
     scores = torch.tensor([[0.5], [0.5 + 1e-12]], dtype=torch.float64)
     assert average_precision(rank_positives(scores, torch.tensor([[0], [1]]))).tolist() == [1.0]
+    with_float32 = [scores, torch.zeros(1, 1)]
+    assert average_precision(rank_positives(with_float32, torch.tensor([[0], [1], [0]]))).tolist() == [1.0]
 
 
 def test_finite_scores_whose_sum_is_not():
@@ -337,8 +339,15 @@ def test_positive_wins_over_unknown_and_repetitions_count_once():
         (lambda: SparseLabels.from_dense(torch.tensor([[NAN]])), 'targets hold nan'),
         (lambda: SparseLabels.from_dense(torch.tensor([0, 1])), r'shape \(2,\)'),
         (lambda: SparseLabels.from_dense(torch.empty(0, 3)), 'nothing to measure'),
-        (lambda: SparseLabels.from_indices(2, 3, torch.tensor([[0], [3]])), 'positive holds class 3, but there are 3'),
-        (lambda: SparseLabels.from_indices(2, 3, torch.tensor([[2], [0]])), 'positive holds image 2, but there are 2'),
+        (
+            lambda: SparseLabels.from_indices(2, 3, torch.tensor([[0, 1], [2, 3]])),
+            'positive holds class 3, but there are 3',
+        ),
+        (
+            lambda: SparseLabels.from_indices(2, 3, torch.tensor([[1, 2], [0, 0]])),
+            'positive holds image 2, but there are 2',
+        ),
+        (lambda: SparseLabels.from_indices(2, 3, torch.tensor([[1, -1], [0, 0]])), 'positive holds image -1'),
         (
             lambda: SparseLabels.from_indices(2, 3, torch.tensor([[0], [0]]), partial=torch.tensor([True])),
             r'partial has the shape \(1,\), but there are num_images=2',
@@ -348,6 +357,7 @@ def test_positive_wins_over_unknown_and_repetitions_count_once():
         (lambda: rank_positives([torch.rand(2, 3), torch.rand(2, 2)], torch.zeros(4, 3)), 'scores have the shapes'),
         (lambda: rank_positives([], torch.zeros(4, 3)), 'scores have the shapes'),
         (lambda: rank_positives(torch.tensor([[NAN]]), torch.ones(1, 1)), 'NaN'),
+        (lambda: rank_positives([torch.ones(2, 1), torch.tensor([[NAN]])], torch.ones(3, 1)), 'NaN'),
         (lambda: counts_at_threshold(torch.tensor([[float('inf')]]), torch.ones(1, 1), 0.5), 'infinity'),
         (lambda: counts_at_threshold(torch.rand(4, 3), torch.zeros(4, 3), torch.rand(2)), r'thr has the shape \(2,\)'),
         (lambda: top_classes(torch.rand(4, 3), 0), 'k=0'),

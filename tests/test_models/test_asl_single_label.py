@@ -49,6 +49,11 @@ def test_a_value_by_hand():
     # The same with gamma_pos = 2: the first term times (1/2)^2.
     loss = ASLSingleLabel(gamma_pos=2, eps=0.3)(torch.tensor([[math.log(2), 0, 0]]), torch.tensor([0]))
     assert loss.item() == pytest.approx(0.2 * math.log(2) + 0.2 / 256 * math.log(4), rel=1e-6)
+    # By default e = 0.1, gamma_pos = 0 and gamma_neg = 4.
+    expected = (0.9 + 0.1 / 3) * math.log(2) + 0.2 / 3 / 256 * math.log(4)
+    for default in (ASLSingleLabel(), asl_single_label):
+        loss = default(torch.tensor([[math.log(2), 0, 0]]), torch.tensor([0]))
+        assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize('eps', [0, 0.1, 1])
@@ -182,6 +187,7 @@ LOGITS = torch.zeros(2, 3)
         (LOGITS, torch.tensor([0, 3]), {}, ValueError, r'target .* holds 3: .* \[0, 2\]'),
         (LOGITS, torch.tensor([0, -2]), {}, ValueError, 'target .* holds -2'),
         (LOGITS, torch.zeros(2), {}, TypeError, 'must be integer, got torch.float32'),
+        (LOGITS, torch.tensor([True, False]), {}, TypeError, 'must be integer, got torch.bool'),
         (LOGITS, torch.zeros(2, 3, dtype=torch.int64), {}, ValueError, r'shape \(2,\), one class index .*got \(2, 3\)'),
         (LOGITS.long(), torch.tensor([0, 1]), {}, TypeError, 'floating-point logits, got torch.int64'),
         (LOGITS[:, :1], torch.tensor([0, 0]), {}, ValueError, r'C >= 2, got \(2, 1\)'),
