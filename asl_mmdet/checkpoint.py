@@ -337,7 +337,7 @@ def load_from_pavi(filename: str, map_location=None) -> dict:
 def _for_runner(content: dict) -> dict:
     """A file that is tensors alone becomes a ``state_dict``, which mmengine's hooks expect. ``meta['config']``, which
     no mmengine writes, goes: ``Runner.resume`` runs it as Python."""
-    if content and all(isinstance(value, torch.Tensor) for value in content.values()):
+    if all(isinstance(value, torch.Tensor) for value in content.values()):
         return dict(state_dict=content)
     if isinstance(content.get('meta'), dict):
         content['meta'].pop('config', None)
@@ -356,8 +356,8 @@ def damage(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        return f'is truncated or damaged ({error})'
+    except Exception as error:  # damage makes zipfile stumble over anything
+        return f'is truncated or damaged ({error or type(error).__name__})'
     return f'is damaged ({broken} has another checksum)' if broken else None
 
 

@@ -4,6 +4,7 @@ import functools
 import http.server
 import os
 import pickle
+import re
 import shutil
 import sys
 import threading
@@ -16,13 +17,18 @@ from mmengine.model import BaseModel, PretrainedInit
 from mmengine.optim import OneCycleLR
 from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from asl_mmdet.checkpoint import (
     TRUST,
     CheckpointError,
     check_classes,
+    check_start,
+    damage,
     fitting_weights,
+    has_begun,
     load_all_weights,
+    newest_intact,
     read_checkpoint,
 )
 
@@ -366,6 +372,16 @@ def test_a_weight_that_would_stay_random_is_named(change, message):
         load_all_weights(network(), dict(state_dict=state), 'a.pth')
 
 
+def test_the_model_of_several_processes_is_compared_too(tmp_path):
+    torch.save(dict(state_dict={'module.0.bias': torch.zeros(2)}), tmp_path / 'a.pth')
+    model = DistributedDataParallel.__new__(DistributedDataParallel)  # without a group
+    nn.Module.__init__(model)
+    model.module = network()
+    check_start(model, str(tmp_path / 'a.pth'), resume=False)
+    with pytest.raises(CheckpointError, match='5 tensors are missing or of another shape, 0.weight among them'):
+        check_start(model, str(tmp_path / 'a.pth'), resume=True)
+
+
 def test_a_count_of_batches_is_no_weight():
     state = network().state_dict()
     del state['1.num_batches_tracked']
@@ -380,3 +396,58 @@ def test_the_order_of_classes_is_that_of_the_data_set():
         check_classes(content, ['cat', 'dog'], 'a.pth')
     with pytest.raises(CheckpointError, match=r"'a.pth' .* class 1 is 'ox' there and 'dog' in the data set"):
         check_classes(of('cat', 'ox', 'dog'), ('cat', 'dog', 'ox'), 'a.pth')
+
+
+# ------------------------------------------------------------------------------------------------------ where to go on
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A checkpoint of each of these iterations."""
+
+    def save(**iterations):
+        for name, iteration in iterations.items():
+            torch.save(dict(meta=dict(iter=iteration), state_dict={}), tmp_path / f'{name}.pth')
+        return tmp_path
+
+    return save
+
+
+def test_the_checkpoint_of_the_most_iterations_is_taken(saved):
+    folder = saved(epoch_9=36, epoch_10=40, iter_38=38)
+    for name in ('epoch_10.pth', 'iter_38.pth', 'epoch_9.pth'):
+        assert newest_intact(folder, folder, ['epoch_*.pth', 'iter_*.pth']) == str(folder / name)
+        (folder / name).unlink()
+    assert newest_intact(folder, folder, ['epoch_*.pth', 'iter_*.pth']) is None
+
+
+def test_what_the_marker_says(saved):
+    folder = saved(epoch_1=4)
+    marker = folder / 'last_checkpoint'
+    for content, last in ((f'{folder}/epoch_1.pth\n', f'{folder}/epoch_1.pth'), ('s3://a/epoch_2.pth', None)):
+        marker.write_text(content)
+        assert newest_intact(folder, folder, ['epoch_*.pth']) == (last or content)
+    (folder / 'epoch_1.pth').unlink()
+    assert has_begun(folder)
+    marker.write_text('')
+    with pytest.raises(CheckpointError, match='cannot resume: .*last_checkpoint is empty'):
+        newest_intact(folder, folder, ['epoch_*.pth'])
+    marker.unlink()
+    assert not has_begun(folder)
+
+
+@pytest.mark.parametrize(
+    ('part', 'place', 'bit', 'what'),
+    [
+        (b'PK\3\4', 30, 7, 'decode'),  # the name
+        (b'PK\1\2', 8, 0, 'encrypted'),
+        (b'PK\1\2', 10, 0, 'compression method'),
+        (b'PK\1\2', 10, 3, 'decompressing'),
+    ],
+)
+def test_a_bit_that_is_wrong_in_the_directory_is_damage(saved, part, place, bit, what):
+    path = saved(epoch_1=4) / 'epoch_1.pth'
+    content = bytearray(path.read_bytes())
+    content[content.index(part) + place] ^= 1 << bit
+    path.write_bytes(content)
+    assert re.fullmatch(rf'is truncated or damaged \(.*{what}.*\)', damage(path))

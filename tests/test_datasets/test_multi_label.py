@@ -60,11 +60,50 @@ def test_ragged_agrees_with_lists():
     ]
 
 
+@pytest.mark.parametrize(('num_classes', 'dtype'), [(256, np.uint8), (257, np.uint16)])
+def test_the_last_class_fits_the_type(num_classes, dtype):
+    ragged = Ragged.from_pairs([0, 0], [0, num_classes - 1], 1, num_classes)
+    assert ragged[0].tolist() == [0, num_classes - 1] and ragged.values.dtype == dtype
+
+
+def small_index():
+    labels = Ragged(np.array([0, 1, 2]), np.array([1, 0], dtype=np.uint8))
+    return LabelIndex(np.array([b'a.jpg', b'b.jpg']), ('x', 'y'), dict(gt_label=labels), ids=np.array([7, 8]))
+
+
+def test_rows_count_from_both_ends():
+    index = small_index()
+    assert [index[row]['img_id'] for row in (0, 1, -2, -1)] == [7, 8, 7, 8]
+    for row in (2, -3):
+        with pytest.raises(IndexError, match=f'image {row} of 2'):
+            index[row]
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        ('names', np.array(['a.jpg', 'b.jpg'])),
+        ('ids', np.array([7])),
+        ('gt_label.offsets', np.array([0, 2])),
+        ('gt_label.offsets', np.array([1, 1, 2])),
+        ('gt_label.offsets', np.array([0, 3, 2])),
+        ('gt_label.offsets', np.array([0, 1, 1])),
+        ('gt_label.values', np.array([1, 2], dtype=np.uint8)),
+        ('gt_label.values', np.array([1, -1], dtype=np.int8)),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(name, value):
+    arrays = small_index().to_arrays()
+    assert LabelIndex.from_arrays(arrays)[1] == small_index()[1]
+    with pytest.raises(ValueError):
+        LabelIndex.from_arrays(arrays | {name: value})
+
+
 def test_names_outside_the_folder_are_found_and_others_put_in_normal_form():
-    outside = ['../f.jpg', 'g/../../h.jpg', '/etc/i.jpg', '..\\j.jpg', 'C:k.jpg']
+    outside = ['../f.jpg', 'g/../../h.jpg', '/etc/i.jpg', '..\\j.jpg', 'C:k.jpg', '\\l.jpg']
     inside = ['a.jpg', './b.jpg', 'c//d/./e.jpg', '..l.jpg', 'm..jpg', 'n./o.jpg']
     normal, rows = normalize_names(encode_names(inside + outside))
-    assert rows.tolist() == [6, 7, 8, 9, 10]
+    assert rows.tolist() == [6, 7, 8, 9, 10, 11]
     assert normal[:6].tolist() == [b'a.jpg', b'b.jpg', b'c/d/e.jpg', b'..l.jpg', b'm..jpg', b'n./o.jpg']
 
 
