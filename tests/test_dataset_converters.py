@@ -599,7 +599,8 @@ def cvat(tmp_path):
 
 
 def test_cvat_becomes_coco_and_a_table(cvat, tmp_path, convert):
-    export = write(tmp_path / 'annotations.xml', CVAT)
+    of_the_project = '<project><labels><label><name>dog</name></label></labels></project>'
+    export = write(tmp_path / 'annotations.xml', CVAT.replace('</meta>', f'{of_the_project}</meta>'))
     status, output = convert('cvat2coco', export, cvat, tmp_path / 'boxes.json')
     assert status == 0, output
     found = boxes_in(tmp_path / 'boxes.json', cvat)

@@ -257,6 +257,6 @@ def normalize_names(names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             outside.append(row)
         changed[row] = posixpath.normpath(name).encode()
     if changed:
-        names = names.astype(f'S{max(names.dtype.itemsize, *map(len, changed.values()))}')
+        names = names.copy()
         names[list(changed)] = list(changed.values())
     return names, np.array(outside, dtype=np.int64)

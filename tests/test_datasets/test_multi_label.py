@@ -18,7 +18,7 @@ from asl_mmdet.datasets import (
     CSVMultiLabelDataset,
     PackMultiLabelInputs,
 )
-from asl_mmdet.datasets.label_index import LabelIndex, Ragged, encode_names, normalize_names
+from asl_mmdet.datasets.label_index import LabelIndex, Ragged, encode_names, message_of, normalize_names
 from asl_mmdet.structures import MultiLabelDataSample, dense_targets
 
 
@@ -111,6 +111,12 @@ def test_names_outside_the_folder_are_found_and_others_put_in_normal_form():
 def test_what_cannot_be_a_file_name_is_refused(name):
     with pytest.raises(AnnotationError, match='is not the name of an image file'):
         encode_names(['a.jpg', name])
+
+
+def test_of_the_errors_of_a_worker_the_last_is_told():
+    text = 'Caught\nasl_mmdet.AnnotationError: a.jpg\n\nThe above\nasl_mmdet.AnnotationError: a.jpg: no picture\n'
+    assert message_of(RuntimeError(text)) == 'a.jpg: no picture'
+    assert message_of(AnnotationError('a.jpg: no picture')) == 'a.jpg: no picture'
 
 
 # ---------------------------------------------------------------------------------------------------- choice and checks

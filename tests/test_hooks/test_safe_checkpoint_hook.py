@@ -1,5 +1,6 @@
 """Checkpoints of runs that end in the middle: killed, out of disk, told to stop; and resuming after each."""
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -287,6 +288,25 @@ def test_a_validation_that_a_kill_cut_off_is_made_up_for(tmp_path):
     once_more = Count()
     build_run(tmp_path, epochs=1, evaluator=once_more, resume=True).train()
     assert once_more.runs == 0
+
+
+@pytest.mark.parametrize(
+    ('epoch', 'settings', 'runs'),
+    [
+        (1, dict(val_interval=2), 0),
+        (2, dict(val_interval=2), 1),
+        (3, dict(val_interval=2), 1),  # the last
+        (2, dict(val_interval=2, val_begin=3), 0),
+        (2, dict(val_interval=3, dynamic_intervals=[(2, 1)]), 1),
+    ],
+)
+def test_one_that_was_not_due_is_not(whole, tmp_path, epoch, settings, runs):
+    shutil.copy(whole / f'epoch_{epoch}.pth', tmp_path)
+    evaluator, stop = Count(), dict(type='CallAtHook', step=4 * epoch + 1, call=kill)
+    train_cfg = dict(by_epoch=True, max_epochs=3, **settings)
+    with pytest.raises(Killed) if epoch < 3 else contextlib.nullcontext():
+        build_run(tmp_path, evaluator=evaluator, train_cfg=train_cfg, hooks=[stop], resume=True).train()
+    assert evaluator.runs == runs
 
 
 def test_one_of_an_earlier_run_does_not_count(tmp_path):
