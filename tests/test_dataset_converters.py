@@ -576,7 +576,7 @@ CVAT = """<?xml version="1.0" encoding="utf-8"?>
     <label><name>sky</name></label>
   </labels></task></meta>
   <image id="0" name="a.png" subset="train" width="40" height="20">
-    <box label="dog" source="manual" occluded="0" xtl="10.0" ytl="5.0" xbr="30.5" ybr="15.0" z_order="0">
+    <box label="dog" source="manual" occluded="0" xtl="10.0" ytl="5.0" xbr="30.5" ybr="15.0" rotation="0.0" z_order="0">
       <attribute name="age">3</attribute>
     </box>
     <box label="dog" xtl="15" ytl="5" xbr="25" ybr="15" rotation="45"></box>
@@ -635,6 +635,7 @@ CVAT_FAULTS = {
     'no number': (lambda text: text.replace('ybr="15.0" ', ''), 'line 10: <box> has ybr None'),
     'reversed': (lambda text: text.replace('xtl="10.0"', 'xtl="31"'), 'line 10: <box> ends before it begins'),
     'points': (lambda text: text.replace('20.00,10.00', '20.00'), 'line 17: <polygon> has the points'),
+    'two points': (lambda text: text.replace(';20.00,10.00', ''), 'line 17: <polygon> .* not three or more of x,y'),
     'size': (lambda text: text.replace('width="40"', 'width="41"'), 'a.png is 41 x 20 in CVAT, but 40 x 20'),
     'missing': (lambda text: text.replace('b.png', '../../b2.png'), '1 pictures of .* are not in .*b2.png'),
     'ambiguous': (lambda text: text.replace('subset="train"', ''), "'a.png' may be 'train/a.png' or 'val/a.png'"),
@@ -674,6 +675,12 @@ def test_cvat_says_what_there_is_and_leaves_out_what_is_missing(cvat, tmp_path, 
     status, output = convert(*command, '--drop-missing')
     assert status == 0 and 'b.png; left out' in output
     assert set(boxes_in(tmp_path / 'out.json', cvat)) == {'train/a.png', 'val/a.png'}
+
+
+def test_pictures_of_tags_are_read(cvat, tmp_path, convert):
+    write(cvat / 'train/b.png', '')
+    status, output = convert('cvat2coco', write(tmp_path / 'annotations.xml', CVAT), cvat, tmp_path / 'tags.csv')
+    assert status == 1 and 'train/b.png is no picture' in output
 
 
 def test_cvat_with_boxes_outside_the_images_alone(cvat, tmp_path, convert):

@@ -5,6 +5,7 @@ import re
 import shutil
 import threading
 from collections import Counter
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,8 +14,10 @@ from mmdet.registry import HOOKS
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.hub import get_config
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
-from asl_mmdet.dry_run import DryRunError, dry_run
+from asl_mmdet.dry_run import DryRunError, _describe_cost, dry_run
 from tests.conftest import ROOT, run_tool
 
 CLASSIFIER = ROOT / 'configs/multi_label/tresnet-narrow_asl_shapes.py'
@@ -216,6 +219,7 @@ SUSPICIOUS = {
         {'default_hooks.checkpoint.save_best': 'mAP'},
         "save_best of CheckpointHook is 'mAP', none of the metrics of a batch.*: multi-label/mAP, .* validation .*",
     ),
+    'best of any': ({'default_hooks.checkpoint.save_best': 'auto'},),
     'metric': (
         {'custom_hooks.0.metric': 'multi-label/map'},
         "metric of RawAndEMAHook is 'multi-label/map', .* .did you mean 'multi-label/mAP'.*",
@@ -229,6 +233,8 @@ SUSPICIOUS = {
         {'model.head.loss.clip': 0.9},
         r'head.loss_module: all negatives of a batch have p <= clip=0.9, so that nothing is learnt of them; .*',
     ),
+    'best of the average': ({'default_hooks.checkpoint.save_best': 'ema/multi-label/mAP'},),
+    'scaled': ({'auto_scale_lr': dict(enable=True, base_batch_size=12)},),
     'accumulated': ({'auto_scale_lr': dict(enable=False, base_batch_size=12), 'optim_wrapper.accumulative_counts': 2},),
     'part of a step': (
         {'auto_scale_lr': dict(enable=False, base_batch_size=16)},
@@ -247,6 +253,16 @@ def test_what_is_suspicious_in_training(shapes, tmp_path, what):
     options, *expected = SUSPICIOUS[what]
     lines = suspicions(dry_run(config_on(shapes, tmp_path, **options)))
     assert len(lines) == len(expected) and all(map(re.fullmatch, expected, lines))
+
+
+def test_parameters_that_the_optimizer_does_not_have_are_suspicious(shapes, tmp_path, monkeypatch):
+    class BackboneAlone(DefaultOptimWrapperConstructor):
+        def __call__(self, model):
+            return super().__call__(model.backbone)
+
+    monkeypatch.setitem(OPTIM_WRAPPER_CONSTRUCTORS.module_dict, 'BackboneAlone', BackboneAlone)
+    (line,) = suspicions(dry_run(config_on(shapes, tmp_path, **{'optim_wrapper.constructor': 'BackboneAlone'})))
+    assert re.fullmatch(r'the optimizer does not have 2 trainable parameters: head\.\S+weight, head\.\S+bias', line)
 
 
 def test_what_is_suspicious_of_a_detector(shapes, tmp_path):
@@ -425,6 +441,21 @@ def test_iterations_and_no_evaluation(shapes, tmp_path):
     lines = dry_run(cfg)
     assert 'evaluation  none: the config has no val_cfg' in lines and not [line for line in lines if line[:3] == 'val']
     assert re.search(r' 700 steps: [\d:.]+( s)? in all', '\n'.join(lines))
+
+
+def test_evaluations_begin_at_an_epoch_and_end_with_the_last(shapes, tmp_path):
+    cfg = config_on(shapes, tmp_path)
+    cfg.train_cfg.update(max_epochs=7, val_begin=3, val_interval=3)
+    assert ' 21 steps, 3 evaluations of ' in '\n'.join(dry_run(cfg))
+
+
+def test_the_time_in_all_is_that_of_steps_and_evaluations():
+    loops = dict(train=SimpleNamespace(max_iters=700, val_interval=100), val=SimpleNamespace(dataloader=range(20)))
+    trained = SimpleNamespace(seconds=[9.0, 2.0, 2.5, 1.0], waited=[5.0, 0.5, 0.1, 0.2])
+    assert _describe_cost(loops, trained, SimpleNamespace(seconds=3.0))[1:] == [
+        'time        2.000 s a step (median of 3 behind the first), 0.200 s of it waiting for data',
+        '            700 steps, 7 evaluations of 0:01:00 each (from its first batch): 0:30:20 in all',
+    ]
 
 
 def test_backends_that_write_elsewhere_are_not_started(shapes, tmp_path):

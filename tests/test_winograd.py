@@ -131,7 +131,7 @@ def test_inputs_of_another_shape_are_told_as_by_a_convolution():
     with torch.no_grad():
         with pytest.raises(RuntimeError, match='expected input.* to have 64 channels, but got 72 channels'):
             ours(torch.randn(2, 72, 32, 32))
-        assert ours(torch.randn(64, 32, 32)).shape == (64, 32, 32)
+        assert ours(torch.randn(64, 64, 32)).shape == (64, 64, 32)
         assert ours(torch.randn(0, 64, 32, 32)).shape == (0, 64, 32, 32)
 
 

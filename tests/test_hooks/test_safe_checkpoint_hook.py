@@ -20,7 +20,7 @@ from mmengine.hooks import Hook
 
 from asl_mmdet import checkpoint
 from asl_mmdet.checkpoint import CheckpointError
-from asl_mmdet.hooks import SafeCheckpointHook, safe_checkpoint_hook
+from asl_mmdet.hooks import ExactResumeHook, SafeCheckpointHook, safe_checkpoint_hook
 from asl_mmdet.hooks.safe_checkpoint_hook import AtomicLocalBackend
 from tests.test_hooks.noisy_run import Count, assert_same, build_run, state
 
@@ -145,6 +145,8 @@ def test_older_ones_go_when_the_new_one_is_there(tmp_path, monkeypatch, best):
         'best_acc_epoch_3.pth',
         'epoch_3.pth',
     ]
+    last = torch.load(tmp_path / 'epoch_3.pth', weights_only=False)
+    assert last['message_hub']['runtime_info']['keep_ckpt_ids'] == [3]
 
 
 def test_the_best_of_another_run_stays_there(tmp_path):
@@ -153,6 +155,15 @@ def test_the_best_of_another_run_stays_there(tmp_path):
     other = dict(default_hooks=hook, resume=True, load_from=str(tmp_path / 'first/epoch_1.pth'))
     build_run(tmp_path / 'second', evaluator=Count([0.3, 0.4]), **other).train()
     assert [path.name for path in tmp_path.glob('*/best*')] == ['best_acc_epoch_1.pth', 'best_acc_epoch_3.pth']
+
+
+def test_a_better_one_of_the_same_name_takes_its_place(tmp_path):
+    hook = dict(checkpoint=dict(type='SafeCheckpointHook', interval=1, save_best='acc'))
+    runner = build_run(tmp_path, epochs=1, default_hooks=hook, evaluator=Count([0.2, 0.3]))
+    runner.train()
+    runner.val_loop.run()
+    best = torch.load(tmp_path / 'best_acc_epoch_1.pth', weights_only=False)
+    assert best['message_hub']['runtime_info']['best_score'] == 0.3
 
 
 def test_misspelt_arguments_are_refused_before_training():
@@ -503,6 +514,26 @@ def test_sigterm_in_an_iteration_based_run(tmp_path):
     build_run(tmp_path / 'half', iters=10, default_hooks=hook, resume=True).train()
     assert_same(state(tmp_path / 'half/iter_10.pth'), state(tmp_path / 'whole/iter_10.pth'))
     assert files(tmp_path / 'half') == ['iter_10.pth', 'last_checkpoint']
+
+
+def test_sigterm_at_a_checkpoint_leaves_it_among_the_others(tmp_path):
+    hook = dict(checkpoint=dict(type='SafeCheckpointHook', interval=4, by_epoch=False))
+    with pytest.raises(SystemExit):
+        stop = dict(type='CallAtHook', step=4, call=terminate)
+        build_run(tmp_path, iters=10, default_hooks=hook, hooks=[stop]).train()
+    build_run(tmp_path, iters=10, default_hooks=hook, resume=True).train()
+    assert files(tmp_path) == ['iter_10.pth', 'iter_4.pth', 'iter_8.pth', 'last_checkpoint']
+
+
+@pytest.mark.parametrize(('iters', 'saved'), [(None, 'epoch_1.pth'), (10, 'iter_6.pth')])
+def test_sigterm_without_what_goes_on_within_an_epoch(tmp_path, iters, saved):
+    hook = dict(checkpoint=dict(type='SafeCheckpointHook', interval=4 if iters else 1, by_epoch=not iters))
+    stop = dict(type='CallAtHook', step=6, call=terminate)
+    runner = build_run(tmp_path, iters=iters, default_hooks=hook, hooks=[stop])
+    runner._hooks = [one for one in runner.hooks if not isinstance(one, ExactResumeHook)]
+    with pytest.raises(SystemExit):
+        runner.train()
+    assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / saved)
 
 
 def test_sigterm_in_a_validation(tmp_path):
