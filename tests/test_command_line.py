@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import os
 import runpy
 from types import SimpleNamespace
 
@@ -172,12 +173,15 @@ def test_a_config_that_is_no_program_is_named(tmp_path):
             loaded(tmp_path / 'config.py')
 
 
-def test_a_work_dir_that_cannot_be_is_refused(tmp_path):
+def test_a_work_dir_that_cannot_be_is_refused(tmp_path, monkeypatch):
     (tmp_path / 'file').touch()
     for folder in (tmp_path / 'file', tmp_path / 'file/run'):
         with pytest.raises(SystemExit, match=rf'{folder} cannot be the work dir: {tmp_path}/file is no folder'):
             loaded(CLASSIFIER, arguments=['--work-dir', folder])
     assert loaded(CLASSIFIER, arguments=['--work-dir', tmp_path / 'a/b']) and not (tmp_path / 'a').exists()
+    monkeypatch.setattr(command_line.os, 'access', lambda folder, mode: folder != tmp_path)
+    with pytest.raises(SystemExit, match=f'{tmp_path}/a/b cannot be .*: {tmp_path} may not be written to. --work-dir'):
+        loaded(CLASSIFIER, arguments=['--work-dir', tmp_path / 'a/b'])
 
 
 @pytest.mark.parametrize(
@@ -187,6 +191,18 @@ def test_a_launcher_that_has_started_nothing_is_refused(monkeypatch, launcher, v
     monkeypatch.delenv(variable, raising=False)
     with pytest.raises(SystemExit, match=f'--launcher {launcher}: {variable} is not set.*tools/dist_train.sh'):
         loaded(CLASSIFIER, arguments=['--launcher', launcher])
+
+
+@pytest.mark.parametrize(
+    ('launcher', 'options', 'timeout'), [('pytorch', (), 600), ('pytorch', ('60',), 60), ('none', (), None)]
+)
+def test_processes_wait_for_each_other_as_long_as_the_config_says(monkeypatch, launcher, options, timeout):
+    monkeypatch.setenv('RANK', '0')
+    monkeypatch.setenv('LOCAL_RANK', '3')
+    monkeypatch.setattr(command_line, '_distribute_on_cpu', lambda cfg: None)
+    options = [f'env_cfg.dist_cfg.timeout={seconds}' for seconds in options]
+    cfg = loaded(CLASSIFIER, *options, arguments=['--launcher', launcher])
+    assert cfg.env_cfg.dist_cfg.get('timeout') == timeout and os.environ['LOCAL_RANK'] == '3'
 
 
 def test_a_place_that_a_config_does_not_have(tmp_path):

@@ -92,11 +92,13 @@ def printed_dataset(output, kind):
 def folders(tmp_path):
     root = tmp_path / 'pictures'
     picture(root / 'dog/a.png', value=1)
-    picture(root / 'sea side/copy of a.png', value=1)  # the same picture
+    for name in ('copy of a', 'another one'):
+        picture(root / f'sea side/{name}.png', value=1)
     picture(root / 'sea side/b.png', value=2)
     picture(root / 'dog/b.png', value=3)  # another picture of that name
     picture(root / 'c.png', value=4)
-    (root / 'cat').mkdir()
+    for name in ('cat', '.cache'):
+        (root / name).mkdir()
     write(root / 'dog/notes.txt', 'no picture')
     return root
 
@@ -114,7 +116,7 @@ def test_folders_become_a_table(folders, tmp_path, convert):
         'sea side/b.png': [2],
     }
     assert '4 images, 1 of them without labels; 4 labels. 3 classes: cat 0, dog 2, sea side 2' in output
-    assert '1 images have several labels' in output and '1 files are copies, byte by byte' in output
+    assert '1 images have several labels' in output and '2 files are copies, byte by byte' in output
     assert 'no picture has the label cat' in output and '1 files that are no pictures: 1 .txt' in output
 
 
@@ -133,12 +135,12 @@ def test_the_same_folders_give_the_same_bytes_and_nothing_is_overwritten(folders
 
 
 def test_labels_that_look_like_numbers_or_hold_separators(tmp_path, convert):
-    for i, label in enumerate(('0', '1', 'sofa, chair', 'up;down')):
+    for i, label in enumerate(('0', 'sofa, chair', 'test', 'up;down')):
         picture(tmp_path / 'in' / label / 'a.png', value=i)
     status, output = convert('folders2csv', tmp_path / 'in', tmp_path / 'labels.csv')
     assert status == 0, output
     dataset = CSVMultiLabelDataset(**printed_dataset(output, 'CSVMultiLabelDataset'))
-    assert dataset.metainfo['classes'] == ('0', '1', 'sofa, chair', 'up;down')
+    assert dataset.metainfo['classes'] == ('0', 'sofa, chair', 'test', 'up;down')
     assert [dataset.get_data_info(i)['gt_label'].tolist() for i in range(4)] == [[0], [1], [2], [3]]
 
 
@@ -168,6 +170,7 @@ def test_a_second_table_takes_the_classes_of_the_first(folders, tmp_path, conver
 
 FOLDER_FAULTS = {
     'splits': (lambda root: [picture(root / f'{s}/dog/a.png') for s in ('train', 'val')], 'has the folders train, val'),
+    'Splits': (lambda root: [picture(root / f'{s}/a.png') for s in ('Train', 'VAL')], 'has the folders Train, VAL'),
     'empty picture': (lambda root: write(root / 'dog/a.png', ''), 'dog/a.png is no picture .*the file is empty'),
     'no picture': (lambda root: write(root / 'dog/a.png', '<html>'), 'dog/a.png is no picture that can be read'),
     'none at all': (lambda root: write(root / 'dog/a.txt', ''), r'in has no picture \(.bmp'),
@@ -464,8 +467,8 @@ def test_label_studio_choices_become_a_table(studio, tmp_path, convert):
         annotation(choice('sea', 'dog'), region(x=0, y=0, width=1, height=1), choice('big', x=0, y=0)),
     ]
     tasks[2]['annotations'] = [
-        annotation(choice('sky'), updated_at='2024-02-01'),
-        annotation(choice('sea'), updated_at='2024-01-01'),
+        annotation(choice('sky'), created_at='2023-12-01', updated_at='2024-02-01'),
+        annotation(choice('sea'), created_at='2024-01-01'),
     ]
     tasks[5]['annotations'] = [annotation(choice('sky'))]
     export = write(tmp_path / 'export.json', tasks)

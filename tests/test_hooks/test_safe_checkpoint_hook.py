@@ -559,6 +559,38 @@ def test_sigterm_in_a_validation_waits_for_accumulated_gradients(tmp_path):
     assert_same(state(tmp_path / 'half/epoch_3.pth'), state(tmp_path / 'whole/epoch_3.pth'))
 
 
+@pytest.mark.parametrize(('interval', 'saved', 'validations'), [(1, 'epoch_1.pth', 2), (2, 'iter_5.pth', 2)])
+def test_sigterm_when_the_metrics_are_computed(tmp_path, interval, saved, validations):
+    class Slow(Count):
+        def evaluate(self, size):
+            terminate()
+            return super().evaluate(size)
+
+    hook = dict(checkpoint=dict(type='SafeCheckpointHook', interval=interval))
+    ended = []
+    after = Hook()
+    after.after_run = ended.append
+    runner = build_run(tmp_path, evaluator=Slow(), default_hooks=hook)
+    runner.register_hook(after)
+    with pytest.raises(SystemExit):
+        runner.train()
+    assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / saved) and ended == [runner]
+    second = Count()
+    build_run(tmp_path, evaluator=second, default_hooks=hook, resume=True).train()
+    assert second.runs == validations
+
+
+def test_sigterm_at_the_end_of_an_epoch_that_is_not_to_be_saved(whole, tmp_path):
+    hook = dict(checkpoint=dict(type='SafeCheckpointHook', interval=2))
+    with pytest.raises(SystemExit):
+        build_run(tmp_path, default_hooks=hook, hooks=[dict(type='CallAtHook', step=4, call=terminate)]).train()
+    assert files(tmp_path) == ['iter_4.pth', 'last_checkpoint']
+    runner = build_run(tmp_path, default_hooks=hook, resume=True)
+    runner.train()
+    assert len(runner.model.seen) == 8
+    assert_same(state(tmp_path / 'epoch_3.pth'), state(whole / 'epoch_3.pth'))
+
+
 def test_processes_that_a_metric_forks_end_when_they_are_told_to(tmp_path):
     """As multiprocessing's pools tell theirs; Ctrl-C, which a terminal sends to all, they leave to the parent."""
 
