@@ -143,13 +143,22 @@ def test_every_run_compares_the_heads_with_the_data(monkeypatch, config, hooks):
 @pytest.mark.parametrize('scope', ['mmdet', 'mmpretrain', 'mmengine'])
 def test_hooks_are_found_in_any_scope(scope):
     """With the checkpoint hook as a class, as in configs in pure Python, and with no default hooks at all."""
-    for default_hooks in (dict(checkpoint=dict(type=CheckpointHook)), None):
+    for default_hooks, interval in ((dict(checkpoint=dict(type=CheckpointHook, interval=7)), 7), (None, 1)):
         cfg = Config(dict(default_hooks=default_hooks, custom_hooks=None))
         command_line.make_resumable(cfg)
         command_line.stop_at_non_finite(cfg)
         with DefaultScope.overwrite_default_scope(scope):
             hooks = [HOOKS.build(hook) for hook in (*cfg.default_hooks.values(), *cfg.custom_hooks)]
         assert [type(hook).__name__ for hook in hooks] == ['SafeCheckpointHook', 'ExactResumeHook', 'NonFiniteHook']
+        assert hooks[0].interval == interval
+
+
+def test_hooks_that_a_config_does_without():
+    cfg = Config(dict(default_hooks=dict(checkpoint=None), custom_hooks=[dict(type='ExactResumeHook')]))
+    cfg.allow_non_finite = True
+    command_line.make_resumable(cfg)
+    command_line.stop_at_non_finite(cfg)
+    assert cfg.default_hooks == dict(checkpoint=None) and cfg.custom_hooks == [dict(type='ExactResumeHook')]
 
 
 def test_a_base_that_is_missing_is_named_with_the_config(tmp_path):

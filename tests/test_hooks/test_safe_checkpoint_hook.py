@@ -613,3 +613,23 @@ def test_processes_that_a_metric_forks_end_when_they_are_told_to(tmp_path):
     runner = build_run(tmp_path, evaluator=Count(at=fork))
     runner.train()
     assert exits[:3] == [-signal.SIGTERM, 0, [1, 2]] and len(runner.model.seen) == 12
+
+
+def test_sigterm_to_a_process_that_is_just_being_forked(tmp_path, monkeypatch):
+    owner, exits = safe_checkpoint_hook._owner, []
+
+    def slow_owner(number):
+        time.sleep(0.2)
+        return owner(number)
+
+    def fork():
+        child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
+        child.start()
+        child.terminate()
+        child.join(5)
+        exits.append(child.exitcode)
+        child.kill()
+
+    monkeypatch.setattr(safe_checkpoint_hook, '_owner', slow_owner)
+    build_run(tmp_path, epochs=1, batch_size=12, evaluator=Count(at=fork)).train()
+    assert exits == [-signal.SIGTERM]
