@@ -1,9 +1,11 @@
 """Where the scalars of a run go: mmengine's visualization backends, by name; and settings of the command line."""
 
 import argparse
+import errno
 import importlib.util
 import os
 import runpy
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -78,6 +80,25 @@ def test_a_backend_whose_package_is_missing_ends_in_one_line(tmp_path, said):
     assert end.value.code == 1 and said == ['Please run "pip install mlflow" to install mlflow']
     with pytest.raises(ModuleNotFoundError, match='nothing'), exit_on_known_faults():
         import nothing  # noqa: F401
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_disk_that_is_full_ends_in_one_line(said, number):
+    with pytest.raises(SystemExit) as end, exit_on_known_faults():
+        raise OSError(number, 'a.pth was not written')
+    assert end.value.code == 1 and said == [f'[Errno {number}] a.pth was not written']
+    with pytest.raises(PermissionError), exit_on_known_faults():
+        raise OSError(errno.EACCES, 'a.pth')
+
+
+@pytest.mark.parametrize('told', [(), ('epoch_1.pth is saved',)])
+def test_a_traceback_of_ctrl_c_is_left_out_where_the_log_has_told_of_it(monkeypatch, told):
+    hook = sys.excepthook
+    monkeypatch.setattr(sys, 'excepthook', hook)
+    monkeypatch.setattr(command_line.atexit, 'register', lambda function: None)
+    with pytest.raises(KeyboardInterrupt), exit_on_known_faults():
+        raise KeyboardInterrupt(*told)
+    assert (sys.excepthook is hook) == (not told)
 
 
 @pytest.mark.parametrize('given', [list, tuple, lambda backends: backends[-1]])
@@ -174,7 +195,7 @@ def test_a_base_that_is_missing_is_named_with_the_config(tmp_path):
 
 def test_a_config_that_is_no_program_is_named(tmp_path):
     for text, message in (
-        ('model = dict(\n', r"SyntaxError: '\(' was never closed"),
+        ('model = dict(\n', r"SyntaxError: '\(' was never closed \([^()]*, line 1\)$"),
         ('x = 1\ny = z\n', rf"NameError: name 'z' is not defined \({tmp_path}/config.py, line 2\)"),
     ):
         (tmp_path / 'config.py').write_text(text)

@@ -199,7 +199,7 @@ def yolo(tmp_path):
         picture(root / f'images/{name}.png')
     write(root / 'labels/train/a.txt', '1 0.5 0.5 0.5 0.5\n\n0 0.125 0.25 0.25 0.5\n1 0.5 0.5 0.5 0.5\n')
     write(root / 'labels/train/b.txt', '')
-    write(root / 'labels/val/d.txt', '0 0 0 1 0 1 1\n1 0.95 0.5 0.2 0.2\n0 0.5 0.5 0.01 0.01\n')
+    write(root / 'labels/val/d.txt', '0 0 0 1 0 1 1\n1 0.95 1.005 0.2 0.2\n0 0.5 0.5 0.01 0.01\n')
     write(root / 'data.yaml', 'train: images/train\nval: images/val\ntest:\nnc: 2\nnames: {0: dog, 1: cat}\n')
     return root
 
@@ -226,7 +226,7 @@ def test_yolo_becomes_coco(yolo, tmp_path, convert):
     # A polygon, a box that is cut at the right edge, and one that is smaller than a pixel, which is left out.
     val = tmp_path / 'out/val.json'
     ((_, boxes),) = boxes_in(val, yolo).items()
-    assert boxes == [('dog', 0, 0, 40, 20), ('cat', pytest.approx(34), pytest.approx(8), 40, pytest.approx(12))]
+    assert boxes == [('dog', 0, 0, 40, 20), ('cat', pytest.approx(34), pytest.approx(18.1), 40, 20)]
     first, _ = json.loads(val.read_text())['annotations']
     assert first['segmentation'] == [[0, 0, 40, 0, 40, 20]]
     assert '3 images, 1 of them without labels; 3 boxes. 2 classes: dog 1, cat 2' in output
@@ -350,6 +350,8 @@ YOLO_FAULTS = {
     'NaN': (on_line('1 nan 0.5 1 1'), 'line 2: .* is not in fractions'),
     'words': (on_line('1 a b c d'), 'line 2: .* is not in fractions'),
     'confidence': (on_line('1 0.5 0.5 1 1 0.9'), 'has 5 numbers .* a prediction with its confidence'),
+    'odd': (on_line('1 0 0 1 0 1 1 0.5'), 'has 7 numbers behind the class'),
+    'far outside': (on_line('1 0.5 1.02 0.5 0.5'), 'line 2: .* is not in fractions'),
     'too few': (on_line('1 0.5 0.5'), 'has 2 numbers behind the class'),
     'negative': (on_line('1 0.5 0.5 -0.001 0.5'), 'has a negative width or height'),
     'bytes': (lambda root: (root / 'labels/train/a.txt').write_bytes(b'\xff\xfe\x00'), 'a.txt is not a text file'),
@@ -420,7 +422,7 @@ def studio(tmp_path):
     picture(root / 'tall.png', width=20, height=40)
     box = dict(x=25, y=50, width=50, height=25, rotation=0)
     return root, [
-        task(1, '/data/upload/3/9f8e7d6c-a.png', annotation(region(**box), region(labels=['cat'], **box))),
+        task(1, '/data/upload/3/9f8e7d6c-%61.png', annotation(region(**box), region(labels=['cat'], **box))),
         task(2, 'https://server/x/b%20c.png?token=1', annotation()),
         task(3, '/data/local-files/?d=sub/d.png', annotation(region(**dict(box, rotation=90)))),
         task(4, 's3://bucket/e.png'),
@@ -437,8 +439,11 @@ def test_label_studio_boxes_become_coco(studio, tmp_path, convert):
     root, tasks = studio
     tasks[1]['annotations'][0]['result'] = [
         dict(type='choices', value=dict(choices=['sea'])),
+        dict(type='relation', from_id='a', to_id='b'),
+        dict(type='choices', value=dict(choices=['big'], points=[[0, 0], [50, 0], [50, 50]])),
         region(labels=[], x=0, y=0, width=50, height=50, rotation=90),
     ]
+    tasks.append(task(7, 'g.png'))
     export = write(tmp_path / 'export.json', tasks)
     out = tmp_path / 'boxes.json'
     status, output = convert('labelstudio2coco', export, root, out)
@@ -452,8 +457,11 @@ def test_label_studio_boxes_become_coco(studio, tmp_path, convert):
         'tall.png': [('cat', 0, 0, 10, 20)],
     }
     assert labels_of_boxes(out, root, unannotated='keep')['a.png'] == ['cat', 'dog']
-    assert '1 tasks that nobody has annotated' in output and '1 tasks that were skipped' in output
-    assert '1 boxes are rotated' in output and 'left out: 1 choices, 1 rectanglelabels without a label' in output
+    assert '2 tasks that nobody has annotated' in output and '1 tasks that were skipped' in output
+    assert (
+        '1 boxes are rotated' in output
+        and 'left out: 2 choices, 1 rectanglelabels without a label, 1 relation' in output
+    )
     assert '1 boxes reached out of their image and were cut' in output
 
 
@@ -464,7 +472,12 @@ def choice(*labels, **value):
 def test_label_studio_choices_become_a_table(studio, tmp_path, convert):
     root, tasks = studio
     tasks[0]['annotations'] = [
-        annotation(choice('sea', 'dog'), region(x=0, y=0, width=1, height=1), choice('big', x=0, y=0)),
+        annotation(
+            choice('sea', 'dog'),
+            region(x=0, y=0, width=1, height=1),
+            choice('big', x=0, y=0),
+            choice('huge', points=[]),
+        ),
     ]
     tasks[2]['annotations'] = [
         annotation(choice('sky'), created_at='2023-12-01', updated_at='2024-02-01'),
@@ -484,7 +497,7 @@ def test_label_studio_choices_become_a_table(studio, tmp_path, convert):
             'd.png': expected,
             'tall.png': ['sky'],
         }
-    assert 'left out: 1 choices of regions, 1 rectanglelabels' in output
+    assert 'left out: 2 choices of regions, 1 rectanglelabels' in output
     write(tmp_path / 'classes.txt', 'sky\nsea\ndog\n')
     status, output = convert(*command, '--several', 'latest', '--overwrite', '--classes', tmp_path / 'classes.txt')
     dataset = CSVMultiLabelDataset(**printed_dataset(output, 'CSVMultiLabelDataset'))
@@ -526,19 +539,20 @@ STUDIO_FAULTS = {
         lambda tasks: tasks[0]['data'].update(image='/x/gone.png'),
         '1 pictures of .* are not in .*/x/gone.png',
     ),
+    'other prefix': (lambda tasks: tasks[0]['data'].update(image='/x/cafe-a.png'), 'are not in .*/x/cafe-a.png'),
     'outside': (lambda tasks: tasks[0]['data'].update(image='/etc/../passwd.png'), 'are not in .*passwd.png'),
     'inline': (lambda tasks: tasks[0]['data'].update(image='data:image/png;base64,AAAA'), 'task 1: none of its data'),
     'two': (lambda tasks: tasks[0]['data'].update(other='b.png'), 'task 1: 2 of its data .*--image-key'),
     'same': (lambda tasks: tasks[1]['data'].update(image='a.png'), 'task 2 is of .*a.png, as is .*task 1'),
     'turned': (first_result(image_rotation=90), 'after turning it by 90 degrees'),
-    'other picture': (first_result(original_width=20, original_height=40), 'is 40 x 20, but was annotated as 20 x 40'),
+    'other picture': (first_result(original_width=41), 'is 40 x 20, but was annotated as 41 x 20'),
     'number': (first_value(x=None), 'numbers .None, 50'),
     'text': (first_value(width='1'), "numbers .25, 50, '1'"),
     'infinite': (first_value(y=math.inf), 'numbers .25, inf'),
     'negative': (first_value(width=-1), 'a box is -1 by 25 percent'),
     'labels': (first_value(rectanglelabels='dog'), "rectanglelabels is 'dog', not a list"),
     'points': (
-        lambda tasks: tasks[5]['annotations'][0]['result'][0]['value'].update(points=[[0, 0]]),
+        lambda tasks: tasks[5]['annotations'][0]['result'][0]['value'].update(points=[[0, 0], [9, 9]]),
         'task 6: a polygon has the points',
     ),
 }

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmdet.registry import HOOKS
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -17,7 +18,7 @@ from mmengine.hub import get_config
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
-from asl_mmdet.dry_run import DryRunError, _describe_cost, dry_run
+from asl_mmdet.dry_run import DryRunError, _describe_cost, _suspicious_sizes, _wrong_sizes, dry_run
 from tests.conftest import ROOT, run_tool
 
 CLASSIFIER = ROOT / 'configs/multi_label/tresnet-narrow_asl_shapes.py'
@@ -323,6 +324,18 @@ def test_sizes_in_the_annotations_of_a_detector_are_compared_with_the_pictures(s
     ]
 
 
+def test_a_detector_may_have_images_of_several_sizes():
+    assert _suspicious_sizes(torch.nn.Identity(), dict(train=SimpleNamespace(sizes={(48, 64), (64, 48)}))) == []
+
+
+def test_pictures_that_lie_the_other_way_round_are_told_as_such():
+    seen = dict(val=SimpleNamespace(read={'a.png': (48, 64), 'b.png': (48, 64)}))
+    assert _wrong_sizes(dict(val={'a.png': (64, 48), 'b.png': (48, 64)}), seen) == [
+        'val: a.png has 64 x 48 pixels, the other way round, as EXIF data turn it, and width 48, height 64 in the '
+        'annotations, which boxes are cut off by (1 of 2 images)'
+    ]
+
+
 def test_what_is_suspicious_in_data_and_work_dir(shapes, tmp_path):
     """A class of which there is nothing, the same images in both splits, and a run that was begun."""
     data = tmp_path / 'data'
@@ -446,7 +459,9 @@ def test_iterations_and_no_evaluation(shapes, tmp_path):
 def test_evaluations_begin_at_an_epoch_and_end_with_the_last(shapes, tmp_path):
     cfg = config_on(shapes, tmp_path)
     cfg.train_cfg.update(max_epochs=7, val_begin=3, val_interval=3)
-    assert ' 21 steps, 3 evaluations of ' in '\n'.join(dry_run(cfg))
+    cfg.train_dataloader.batch_size = 2
+    report = '\n'.join(dry_run(cfg))
+    assert ' 56 steps, 3 evaluations of ' in report and '(median of 6 behind the first)' in report
 
 
 def test_the_time_in_all_is_that_of_steps_and_evaluations():

@@ -473,6 +473,14 @@ def test_sigterm_to_worker_processes_leaves_them_their_batches(whole, tmp_path):
     assert_same(state(tmp_path / 'epoch_3.pth'), state(whole / 'epoch_3.pth'))
 
 
+def test_workers_still_call_what_they_are_to_begin_with(tmp_path):
+    def begin(worker_id):
+        (tmp_path / f'worker{worker_id}').touch()
+
+    build_run(tmp_path, workers=2, epochs=1, data=dict(worker_init_fn=dict(type=begin))).train()
+    assert len([*tmp_path.glob('worker*')]) == 2
+
+
 @pytest.mark.parametrize('method', ['fork', 'spawn'])
 def test_sigterm_to_worker_processes_that_are_just_starting(whole, tmp_path, slow_start, method):
     before = set(multiprocessing.active_children())
