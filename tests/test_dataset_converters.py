@@ -207,6 +207,7 @@ def yolo(tmp_path):
 def test_yolo_becomes_coco(yolo, tmp_path, convert):
     # ultralytics takes the last folder called images
     (yolo / 'images/train/labels').mkdir()
+    picture(yolo / 'images/train2/of another split.png')
     write(yolo / 'images/train/labels/c.txt', '1 0.5 0.5 1 1\n')
     status, output = convert('yolo2coco', yolo, tmp_path / 'out')
     assert status == 0, output
