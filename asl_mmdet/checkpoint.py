@@ -357,7 +357,7 @@ def damage(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
     except Exception as error:  # damage makes zipfile stumble over anything
-        return f'is truncated or damaged ({error or type(error).__name__})'
+        return f'is truncated or damaged ({str(error) or type(error).__name__})'
     return f'is damaged ({broken} has another checksum)' if broken else None
 
 
