@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from .label_index import AnnotationError, quoted
+from .whole_file import whole_file
 
 PICTURE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 ORIENTATION = 0x0112  # EXIF's tag; 5 to 8 lie on their side
@@ -289,15 +289,8 @@ def report_missing(
 def write_whole(path: Path, text: str) -> None:
     """The whole file or none of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile('w', dir=path.parent, suffix='.tmp', encoding='utf-8', delete=False) as file:
-        try:
-            file.write(text)
-            file.close()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def _by_class(classes, counts):

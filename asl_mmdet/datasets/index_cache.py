@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 
@@ -13,6 +12,7 @@ import numpy as np
 from mmengine.logging import print_log
 
 from .label_index import LabelIndex
+from .whole_file import whole_file
 
 try:
     import fcntl
@@ -73,15 +73,8 @@ def _load(path, key):
 
 def _save(path, key, index):
     try:
-        with tempfile.NamedTemporaryFile(dir=os.path.dirname(path) or '.', suffix='.tmp', delete=False) as file:
-            try:
-                np.savez(file, key=np.array(key), **index.to_arrays())
-                file.close()
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with whole_file(path) as file:
+            np.savez(file, key=np.array(key), **index.to_arrays())
     except OSError as error:
         print_log(f'{path} was not written: {error}', 'current', logging.WARNING)
 
