@@ -283,8 +283,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         # Several processes may have different numbers of batches here, and could not agree.
-        whole = self.saved_iter == runner.iter and not _accumulates(runner.optim_wrapper)
-        if self.signal and whole and get_world_size() == 1:
+        if get_world_size() == 1 and self.saved_iter == runner.iter and self._stopping(runner):
             self._exit(runner)
 
     def after_val_epoch(self, runner, metrics: dict) -> None:
