@@ -1,6 +1,6 @@
 """mmdet's augmentations by histogram with Pillow's arithmetic, on uint8 pictures.
 
-mmcv counts with ``numpy.histogram``, ten and more times as slow; the pixels are the same.
+mmcv counts with ``numpy.histogram``, which takes ten times as long; the pixels are the same.
 """
 
 import numpy as np
