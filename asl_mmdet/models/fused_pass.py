@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .eager_pass import eager_pass
-from .one_pass import Outcome, Setting, one_pass
+from .one_pass import SINGLE_THREADED, Outcome, Setting, one_pass
 
 # Elements from which on a CPU gains by the kernel; below, an eager pass takes less than a millisecond.
 WORTH_COMPILING = 8192
@@ -111,10 +111,12 @@ def compiled_pass(
     # rows of a known length leave no remainder whose length has to be found.
     kinds = [None if tensor is None else (tensor.dtype, tensor.ndim, _ones(tensor.shape)) for tensor in tensors]
     num_classes = logits.shape[1]
-    state = (torch.is_autocast_enabled('cpu'), torch.is_inference_mode_enabled(), torch.get_num_threads())
+    # Threads that meet win little on a small batch, and wait for milliseconds where the cores are busy.
+    threads = 1 if logits.numel() < SINGLE_THREADED else torch.get_num_threads()
+    state = (torch.is_autocast_enabled('cpu'), torch.is_inference_mode_enabled(), threads)
     kernel = _KERNELS.get(key := (setting, num_classes, *kinds, *state))
     if kernel is None:
-        kernel = _KERNELS[key] = _compile(setting, num_classes, tensors)
+        kernel = _KERNELS[key] = _compile(setting, num_classes, tensors, threads)
     return kernel(*tensors).with_total()
 
 
@@ -122,7 +124,7 @@ def _ones(shape: torch.Size) -> tuple[bool, ...] | None:
     return tuple(size == 1 for size in shape) if 1 in shape else None
 
 
-def _compile(setting: Setting, num_classes: int, tensors: list[Tensor | None]) -> Callable[..., Outcome]:
+def _compile(setting: Setting, num_classes: int, tensors: list[Tensor | None], threads: int) -> Callable[..., Outcome]:
     """A kernel for ``tensors`` and all batches of their kind."""
 
     def run(*tensors):
@@ -132,15 +134,16 @@ def _compile(setting: Setting, num_classes: int, tensors: list[Tensor | None]) -
     run.__code__ = run.__code__.replace(co_name='asymmetric_loss_pass')
     examples = [None if tensor is None else _example(i, tensor, num_classes) for i, tensor in enumerate(tensors)]
     with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
-        return _without_dynamo(run, examples)
+        return _without_dynamo(run, examples, threads)
 
 
-def _without_dynamo(run: Callable[..., Outcome], examples: list[Tensor | None]) -> Callable[..., Outcome]:
+def _without_dynamo(run: Callable[..., Outcome], examples: list[Tensor | None], threads: int) -> Callable[..., Outcome]:
     """What torch.compile makes of ``run``, called without Dynamo.
 
     At every call Dynamo takes longer to look for what has been told apart before than the kernel on a small batch.
     """
     options = {
+        'cpp.threads': threads,
         'cpp.enable_floating_point_contract_flag': 'fast',
         # Newer versions have 30 for a GPU and 50 for a CPU. With 50, compiling takes twice as long. From 24 on labels,
         # and below 20 indices, with logits of half precision go by 32 numbers, or by bits that pass through memory.

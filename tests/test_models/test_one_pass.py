@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._inductor import metrics
+from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from asl_mmdet import AsymmetricLoss
@@ -153,7 +154,8 @@ KERNELS = [
     ],
 )
 def test_kernel_equals_single_operations(kind, dtype, kwargs, weighted):
-    for rows in (37, 120):
+    # Of one thread, and of all.
+    for rows in (37, 700):
         logits, target = batch(rows, 50, kind, dtype)
         weight = torch.rand(rows) if weighted else None
         fused, eager = (AsymmetricLoss(fused=choice, **kwargs) for choice in (True, False))
@@ -223,6 +225,20 @@ def test_one_kernel_serves_all_numbers_of_rows(kind, classes, rows):
             torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
             torch.testing.assert_close(grad, expected_grad, rtol=1e-6, atol=1e-8)
     assert len(module._KERNELS) == 1
+
+
+def test_a_small_batch_is_a_matter_of_one_thread(monkeypatch):
+    monkeypatch.setattr(module, '_KERNELS', {})
+    loss, threads = AsymmetricLoss(fused=True), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for rows, parallel in ((128, [0]), (409, []), (410, [1]), (44_000, [])):
+            with warnings.catch_warnings(), torch._inductor.config.patch(force_disable_caches=True):
+                warnings.simplefilter('ignore')  # torch tells that its caches are off
+                _, sources = run_and_get_code(loss, *batch(rows, 80, 'dense'))
+            assert [source.count('omp parallel') for source in sources] == parallel
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_kernel_keeps_none_of_what_it_was_compiled_with():
