@@ -408,6 +408,16 @@ def test_swept_are_the_keys_that_differ_and_the_axes():
     assert sweep.swept_values(grid, base) == {'one': {'a': 1, 'c': 1}, 'two': {'a': 0, 'c': 1}}
 
 
+def test_a_part_that_is_replaced_has_its_type_beside_it():
+    net = dict(type='Net', depth=1)
+    other = dict(_delete_=True, type='Other')
+    grid = sweep.Grid('base.py', 'm', (0,), {'net': {}, 'other': {'net': other}})
+    assert sweep.swept_values(grid, Config(dict(net=net))) == {
+        'net': {'net': net, 'net.type': 'Net'},
+        'other': {'net': other, 'net.type': 'Other'},
+    }
+
+
 def test_runs_side_by_side_share_cores_and_gpus():
     assert sweep.environments(2, 1, [], 8, {}) == [dict(OMP_NUM_THREADS='4')] * 2
     assert sweep.environments(3, 1, [], 2, dict(OMP_NUM_THREADS='5')) == [dict(OMP_NUM_THREADS='5')] * 3

@@ -289,13 +289,21 @@ def value_of(config: Config, key: str) -> Any:
 
 
 def swept_values(grid: Grid, base: Config) -> dict[str, dict[str, Any]]:
-    """For each setting, the values of the keys that differ between settings; the base's where one is not overridden."""
+    """For each setting, the values of the keys that differ between settings; the base's where one is not overridden.
+
+    A part that is replaced as a whole has its type beside it: figure 8 groups by model.backbone.type.
+    """
     keys = dict.fromkeys(key for overrides in grid.settings.values() for key in overrides)
     values = {
         name: {key: overrides[key] if key in overrides else value_of(base, key) for key in keys}
         for name, overrides in grid.settings.items()
     }
-    constant = {key for key in keys if all(row[key] == next(iter(values.values()))[key] for row in values.values())}
+    for row in values.values():
+        row.update(
+            {f'{key}.type': part['type'] for key, part in row.items() if isinstance(part, dict) and 'type' in part}
+        )
+    first = next(iter(values.values()))
+    constant = {key for key in first if all(row.get(key) == first[key] for row in values.values())}
     shown = {grid.x, grid.lines}
     return {
         name: {key: value for key, value in row.items() if key not in constant or key in shown}
