@@ -238,6 +238,18 @@ def test_a_wrong_key_is_refused_before_any_run(wrong, message, grid_file, tmp_pa
 
 
 @pytest.mark.parametrize(
+    'axes', ["x = 'model.head.loss.gama_neg'", "x = 'model.head.loss.clip'\nlines = 'model.head.thr'"]
+)
+def test_an_axis_that_no_setting_sets_is_refused(axes, grid_file, tmp_path, capsys):
+    content = (
+        f"base = '{CLASSIFIER}'\nmetric = 'multi-label/mAP'\ngrid = {{'model.head.loss.clip': [0.0, 0.1]}}\n{axes}"
+    )
+    assert sweep.main([str(grid_file(content)), '--work-dir', str(tmp_path / 'work')]) == 2
+    wrong = axes.split("'")[-2]
+    assert f'{wrong}, an axis of the plot, is none of the keys it sets: model.head.loss.clip' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ('content', 'message'),
     [
         ('base = 1', 'base is missing or no text'),

@@ -686,7 +686,9 @@ def plan(
                 faults[key] = f'{name}: {key} is what {args.grid} sets; change it there'
     for key in filter(None, (grid.x, grid.lines)):
         for name, values in swept.items():
-            if not isinstance(values[key], (int, float, str)):
+            if key not in values:
+                faults[key] = f'{name}: {key}, an axis of the plot, is none of the keys it sets: {", ".join(values)}'
+            elif not isinstance(values[key], (int, float, str)):
                 faults[key] = f'{name}: {key}, an axis of the plot, is {values[key]!r}; a number or a text is wanted'
     if faults:
         raise SweepError(f'{args.grid} on {base_file}, nothing was run:\n  ' + '\n  '.join(faults.values()))
