@@ -195,6 +195,29 @@ def test_the_recipes_of_appendix_h_are_all_here():
             )
 
 
+@pytest.mark.parametrize(
+    'recipe',
+    [
+        *('multi_label/tresnet-l_{}_8xb16-60e_coco2014-448.py', 'multi_label/resnet101_{}_8xb16-60e_coco2014-448.py'),
+        *(f'multi_label/tresnet-m_{{}}_8xb16-60e_coco2014-{size}.py' for size in (224, 448)),
+        'multi_label/tresnet-v2-l_{}_8xb16-60e_coco2014-640.py',
+        'multi_label/ofa595_{}_8xb16-60e_coco2014-448.py',
+        *(f'multi_label/tresnet-l_{{}}_8xb16-60e_voc2007-448{start}.py' for start in ('', '-from-coco')),
+        'multi_label/tresnet-l_{}_8xb16-60e_nus-wide-448.py',
+        *(f'multi_label/tresnet-l_{{}}_8xb16-{rest}.py' for rest in ('30e_open-images-224', '5e_open-images-448')),
+        'single_label/tresnet-l_{}_8xb16-60e_herbarium-448.py',
+    ],
+)
+def test_recipes_differ_from_their_twins_in_the_loss_alone(recipe):
+    asl, *twins = (Config.fromfile(ROOT / 'configs' / recipe.format(loss)) for loss in ('asl', 'ce', 'focal'))
+    gamma = 4.0 if 'open-images' in recipe else 2.0
+    for twin, setting in zip(twins, (dict(gamma_neg=0.0), dict(gamma_pos=gamma, gamma_neg=gamma))):
+        asl.model.head.loss.update(gamma_pos=0.0, clip=0.0)
+        asl.model.head.loss.update(setting)
+        same = {key for key in asl if key != 'load_from'}
+        assert {key: twin[key] for key in same} == {key: asl[key] for key in same}
+
+
 @pytest.mark.parametrize('name', DETECTION)
 def test_a_detection_config_trains_a_step_and_evaluates(name, coco_folder, shapes, tmp_path):
     cfg = Config.fromfile(ROOT / 'configs' / name)

@@ -1,0 +1,3 @@
+_base_ = 'tresnet-v2-l_asl_8xb16-60e_coco2014-640.py'
+
+model = dict(head=dict(loss=dict(gamma_neg=0.0, clip=0.0)))
