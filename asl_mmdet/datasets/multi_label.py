@@ -6,6 +6,7 @@ import os
 import os.path as osp
 import zlib
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -78,17 +79,18 @@ class MultiLabelDataset(BaseDataset):
             )
         one_of('unannotated', unannotated, ('drop', 'keep'))
         one_of('missing_images', missing_images, ('error', 'drop', 'unchecked'))
-        if not 0 <= untagged_weight <= 1:
-            raise ValueError(f'untagged_weight={untagged_weight} lies outside [0, 1]')
+        if not isinstance(untagged_weight, Real) or not 0 <= untagged_weight <= 1:
+            raise ValueError(f'untagged_weight={untagged_weight!r}: give a number in [0, 1]; 0 is unknown, 1 negative')
         if holdout is not None:
-            if set(holdout) != {'fraction', 'part'} or not 0 < holdout['fraction'] < 1:
+            complete = isinstance(holdout, dict) and set(holdout) == {'fraction', 'part'}
+            if not complete or not 0 < holdout['fraction'] < 1:
                 raise ValueError(
-                    f"holdout={dict(holdout)}: give dict(fraction=..., part='train' or 'val'), with the "
+                    f"holdout={holdout!r}: give dict(fraction=..., part='train' or 'val'), with the "
                     'fraction between 0 and 1'
                 )
             one_of("holdout['part']", holdout['part'], ('train', 'val'))
-        if len(data_prefix) != 1 or not set(data_prefix) <= {'img_path', 'img'}:
-            raise ValueError(f'data_prefix={dict(data_prefix)}: give the image folder as dict(img_path=...)')
+        if not isinstance(data_prefix, dict) or len(data_prefix) != 1 or not set(data_prefix) <= {'img_path', 'img'}:
+            raise ValueError(f'data_prefix={data_prefix!r}: give the image folder as dict(img_path=...)')
         self.unannotated, self.untagged_weight, self.expected_images = unannotated, untagged_weight, expected_images
         self.holdout, self.missing_images, self.allow_outside = holdout, missing_images, allow_outside
         self.max_corrupt_images, self.cache = max_corrupt_images, cache

@@ -268,8 +268,11 @@ def test_holdout_follows_the_stated_rule_and_parts_do_not_overlap(tmp_path, pict
         dict(unannotated='no'),
         dict(missing_images=False),
         dict(untagged_weight=2),
+        dict(untagged_weight='unknown'),
         dict(data_prefix=dict(picture='a')),
+        dict(data_prefix='train2014'),
         dict(holdout=dict(fraction=0.1, part='test')),
+        dict(holdout=0.1),
     ],
 )
 def test_misspelt_options(coco, option):
