@@ -1,5 +1,6 @@
 """What README and docs/existing_projects.md tell users of mmdet, of mmpretrain and of other scopes to write."""
 
+import json
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
 from asl_mmdet import AsymmetricLoss
+from asl_mmdet.datasets import AnnotationError, CocoMultiLabelDataset, CSVMultiLabelDataset
 from tests.conftest import ROOT
 from tests.test_models.test_asymmetric_loss import reference
 
@@ -223,6 +225,25 @@ def test_a_multi_label_config_of_mmpretrain_becomes_ours(tmp_path, monkeypatch, 
     assert value == pytest.approx((3 * 0.6931 + 37 * 0.45**4 * 0.5978) / 2, rel=0.3)
     scores = runner.val()
     assert scores.keys() >= {'multi-label/mAP', 'multi-label/CF1', 'multi-label/OF1'}
+
+
+def test_an_annotation_file_of_mmpretrain_becomes_a_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = {'b.jpg': [1, 2], 'a.jpg': [], 'c.jpg': [0]}
+    entries = [dict(img_path=name, gt_label=labels) for name, labels in images.items()]
+    content = json.dumps(dict(metainfo=dict(classes=['tree', 'dog', 'sky']), data_list=entries))
+    (tmp_path / 'train.json').write_text(content)
+    page = (ROOT / 'docs/existing_projects.md').read_text(encoding='utf-8')
+    (snippet,) = re.findall(r'^```python\n((?:(?!```).)*data_list.*?)^```', page, re.MULTILINE | re.DOTALL)
+    exec(snippet, {})
+    dataset = CSVMultiLabelDataset(
+        'train.csv', label_form='indices', metainfo=dict(classes='classes.txt'), missing_images='unchecked'
+    )
+    assert dataset.metainfo['classes'] == ('tree', 'dog', 'sky')
+    assert {info['img_id']: info['gt_label'].tolist() for info in map(dataset.get_data_info, range(3))} == images
+    for kind in (CSVMultiLabelDataset, CocoMultiLabelDataset):
+        with pytest.raises(AnnotationError, match=r'docs/existing_projects\.md turns'):
+            kind('train.json')
 
 
 OTHER_SCOPE = """

@@ -62,6 +62,11 @@ def read_coco_json(path: str, keys: Sequence[str] | None = None) -> dict:
     for key in keys or ('images', 'annotations', 'categories'):
         entries = content.get(key) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            if isinstance(content, dict) and 'data_list' in content:
+                raise AnnotationError(
+                    f"{path} has mmpretrain's 'data_list' in place of COCO's {key!r}. docs/existing_projects.md turns "
+                    'it into a table for CSVMultiLabelDataset'
+                )
             raise AnnotationError(
                 f"{path} has no list {key!r} of objects, as COCO's instances files have. (The files "
                 'of the test images, and captions files, have no labels.)'

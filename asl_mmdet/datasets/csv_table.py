@@ -140,7 +140,8 @@ class CSVMultiLabelDataset(MultiLabelDataset):
             line = file.readline().strip()
         if line.startswith(('{', '[')):
             raise AnnotationError(
-                f"{self.ann_file} looks like JSON; here a CSV is wanted. CocoMultiLabelDataset reads COCO's annotations"
+                f"{self.ann_file} looks like JSON; here a CSV is wanted. CocoMultiLabelDataset reads COCO's "
+                "annotations, and docs/existing_projects.md turns mmpretrain's into a CSV"
             )
         other = next((mark for mark in SEPARATORS if mark in line), None)
         if other and self.delimiter not in line:
