@@ -384,6 +384,8 @@ class CSVMultiLabelDataset(MultiLabelDataset):
             )
         form = form or ('indices' if numbers else 'names')
         if classes is None:
+            if not vocabulary:
+                self._refuse('no image has a label, which leaves no class', 'metainfo=dict(classes=[...])')
             if form == 'indices':
                 self._refuse('indices alone do not tell how many classes there are', 'metainfo=dict(classes=[...])')
             classes = sorted(vocabulary)

@@ -324,6 +324,11 @@ def test_options_decide(read):
             dict(label_form='indices'),
             'indices alone do not tell how many classes there are. Decide with metainfo=',
         ),
+        (
+            'image,labels\na.jpg,\nb.jpg,\n',
+            {},
+            'no image has a label, which leaves no class. Decide with metainfo=',
+        ),
     ],
 )
 def test_broken_lines_are_named(read, text, kwargs, message):
