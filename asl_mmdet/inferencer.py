@@ -144,6 +144,8 @@ class MultiLabelInferencer(BaseInferencer):
         for index in indices:
             image = inputs[index]
             try:
+                if isinstance(image, np.ndarray) and (image.ndim != 3 or image.shape[2] != 3):
+                    raise ValueError(f'the array has the shape {image.shape}, but (H, W, 3) in BGR is wanted')
                 loaded = self.pipeline(image)
                 reason = 'nothing was read'
             except MemoryError:

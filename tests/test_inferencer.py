@@ -120,6 +120,15 @@ def test_unreadable_images_are_reported_and_left_out(inferencer, trained, tmp_pa
         assert sorted(path.name for path in (tmp_path / str(batch_size)).iterdir()) == ['00000005_a.png', 'a.png']
 
 
+@pytest.mark.parametrize('shape', [(32, 32), (32, 32, 1), (32, 32, 4), (3, 32, 32)])
+def test_arrays_that_are_no_pictures_of_three_channels_are_left_out(inferencer, trained, shape):
+    found = inferencer([np.zeros(shape, dtype=np.uint8), trained / 'images/a.png'], batch_size=2)
+    assert [p['image'] for p in found['predictions']] == [str(trained / 'images/a.png')]
+    assert found['skipped'] == [
+        dict(image=None, reason=f'the array has the shape {shape}, but (H, W, 3) in BGR is wanted')
+    ]
+
+
 def test_an_image_that_the_pipeline_fails_on_is_left_out(trained, tmp_path):
     cfg = Config.fromfile(trained / 'config.py')
     cfg.test_dataloader.dataset.pipeline[1].update(scale=(48, 32), keep_ratio=True)
