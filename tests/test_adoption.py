@@ -4,6 +4,8 @@ import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -201,8 +203,8 @@ def write_voc(root):
 def test_a_multi_label_config_of_mmpretrain_becomes_ours(tmp_path, monkeypatch, what_a_loss_was_given, default_scope):
     monkeypatch.chdir(tmp_path)
     write_voc(tmp_path / 'VOC2007')
-    (tmp_path / 'resnet50_8xb16_voc07-448.py').write_text(MMPRETRAIN)
-    cfg = config(tmp_path, 'resnet50_8xb16_voc07-448.py', CONVERTED.replace('(448, 448)', '(64, 64)'))
+    (tmp_path / 'my_voc07.py').write_text(MMPRETRAIN)
+    cfg = config(tmp_path, 'my_voc07.py', CONVERTED.replace('(448, 448)', '(64, 64)'))
     cfg.work_dir = str(tmp_path / 'work')
     cfg.env_cfg.dist_cfg.backend = 'gloo'
     torch.manual_seed(0)
@@ -279,9 +281,16 @@ assert DefaultScope.get_current_instance().scope_name == 'mmpretrain'
 """
 
 
+@pytest.mark.skipif(find_spec('mmpretrain') is None, reason='mmpretrain, with --no-deps')
+def test_the_config_of_mmpretrain_that_is_named_exists():
+    name = re.search(r"'mmpretrain::(.*)'", BY_PREFIX)[1]
+    base = Path(find_spec('mmpretrain').origin).parent / '.mim/configs' / name
+    assert Config.fromfile(base).model.head.loss.use_sigmoid
+
+
 def test_loss_and_backbone_from_another_scope(tmp_path):
-    (tmp_path / 'resnet50_8xb16_voc07-448.py').write_text("model = dict(head=dict(type='Head', loss=dict(type='X')))")
-    (tmp_path / 'config.py').write_text(BY_PREFIX)
+    (tmp_path / 'base.py').write_text("model = dict(head=dict(type='Head', loss=dict(type='X')))")
+    (tmp_path / 'config.py').write_text(f"_base_ = 'base.py'\n{without_base(BY_PREFIX)}")
     done = subprocess.run(
         [sys.executable, '-c', OTHER_SCOPE, str(tmp_path / 'config.py')], text=True, capture_output=True, cwd=ROOT
     )
