@@ -1,4 +1,4 @@
-"""Write a trained classifier, or a detector with the head of FCOS or ATSS, as an ONNX file."""
+"""Write a trained classifier, or a detector with a dense head such as FCOS or ATSS, as an ONNX file."""
 
 import argparse
 import importlib.util
