@@ -10,15 +10,17 @@ import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 from urllib.error import URLError
 from urllib.parse import urlparse
 
+import mmengine
 import numpy as np
 import torch
 from mmengine.dist import barrier, is_main_process
-from mmengine.fileio import get_file_backend
+from mmengine.fileio import get_file_backend, load
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
@@ -26,6 +28,8 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from .datasets.label_index import suggestion
 
 TRUST = 'ASL_TRUST_CHECKPOINTS'
 
@@ -308,21 +312,26 @@ def load_from_file(filename: str, map_location=None) -> dict:
 
 
 def load_from_torchvision(filename: str, map_location=None) -> dict:
-    return load_from_file(mmengine_checkpoint.get_torchvision_models()[filename.partition('://')[2]], map_location)
+    # Most stand in a file of mmengine's, which it reads where torchvision is installed alone; newer names need that.
+    places = load(Path(mmengine.__path__[0], 'hub', 'torchvision_0.12.json'))
+    if filename.partition('://')[2] not in places:
+        with suppress(ImportError):
+            places = mmengine_checkpoint.get_torchvision_models()
+    return load_from_file(_place(filename, places), map_location)
 
 
 def load_from_openmmlab(filename: str, map_location=None) -> dict:
-    name = filename.partition('://')[2]
-    name = mmengine_checkpoint.get_deprecated_model_names().get(name, name)
-    place = mmengine_checkpoint.get_external_models()[name]
+    newer = mmengine_checkpoint.get_deprecated_model_names()
+    scheme, _, name = filename.partition('://')
+    place = _place(f'{scheme}://{newer.get(name, name)}', mmengine_checkpoint.get_external_models())
     if not is_address(place):
         place = os.path.join(mmengine_checkpoint._get_mmengine_home(), place)
     return load_from_file(place, map_location)
 
 
 def load_from_mmcls(filename: str, map_location=None) -> dict:
-    url = mmengine_checkpoint.get_mmcls_models()[filename.partition('://')[2]]
-    return mmengine_checkpoint._process_mmcls_checkpoint(load_from_file(url, map_location))
+    place = _place(filename, mmengine_checkpoint.get_mmcls_models())
+    return mmengine_checkpoint._process_mmcls_checkpoint(load_from_file(place, map_location))
 
 
 def load_from_ceph(filename: str, map_location=None) -> dict:
@@ -332,6 +341,16 @@ def load_from_ceph(filename: str, map_location=None) -> dict:
 
 def load_from_pavi(filename: str, map_location=None) -> dict:
     raise CheckpointError(f"'{filename}': files of pavi are not read directly; download it and give its path")
+
+
+def _place(filename: str, places: Mapping[str, str]) -> str:
+    """Address or path of published weights, by the name that follows ``://``."""
+    name = filename.partition('://')[2]
+    if name not in places:
+        raise CheckpointError(
+            f"'{filename}' is no name of published weights{suggestion(name, [*places])}; give their path or address"
+        )
+    return places[name]
 
 
 def _for_runner(content: dict) -> dict:

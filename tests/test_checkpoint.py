@@ -306,6 +306,18 @@ def test_names_of_published_weights_lead_to_their_files(tmp_path, monkeypatch):
         CheckpointLoader.load_checkpoint('pavi://a.pth')
 
 
+def test_the_weights_of_mmdets_configs_need_no_torchvision(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torchvision', None)
+    asked = []
+    monkeypatch.setattr('asl_mmdet.checkpoint.load_from_file', lambda place, device: asked.append(place))
+    for depth in (18, 34, 50, 101):
+        CheckpointLoader.load_checkpoint(f'torchvision://resnet{depth}')
+        assert asked.pop().startswith(f'https://download.pytorch.org/models/resnet{depth}-')
+    for name in ('torchvision://resnet5', 'open-mmlab://resnet5', 'mmcls://resnet5'):
+        with pytest.raises(CheckpointError, match=f"'{name}' is no name of published weights.*path or address"):
+            CheckpointLoader.load_checkpoint(name)
+
+
 def test_safetensors_and_bare_tensors_are_loaded_by_the_runner(tmp_path):
     from safetensors.torch import save_file
 
