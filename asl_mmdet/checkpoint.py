@@ -11,9 +11,9 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
-from urllib.error import URLError
 from urllib.parse import urlparse
 
 import mmengine
@@ -84,10 +84,10 @@ def _downloaded(address: str) -> Path:
     path = Path(torch.hub.get_dir(), 'checkpoints', name.name)
     for mine in (is_main_process(), not is_main_process()):
         if mine and not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 torch.hub.download_url_to_file(address, str(path), progress=os.isatty(0))
-            except URLError as error:
+            except (OSError, HTTPException) as error:  # an URLError is an OSError
                 raise CheckpointError(
                     f"'{address}' cannot be downloaded: {error}. Download it elsewhere, and give its path"
                 ) from error
@@ -194,7 +194,8 @@ def _read_pickle(file: Path | BinaryIO, name: str | Path, map_location: str | to
 
 
 def _reason(error: Exception, file: Path | BinaryIO) -> str:
-    text = str(error).strip()
+    # Without torch's advice to read the file as a program.
+    text = str(error).rpartition('WeightsUnpickler error:')[2].strip()
     refused = isinstance(error, pickle.UnpicklingError) and re.search(
         r'GLOBAL (?P<name>\S+)|reduce for unrecognized function (?P<function>.+)|but got (?P<type>.+)'
         r'|(?P<attribute>getattr\(.+\)) is not admitted',
@@ -210,8 +211,8 @@ def _reason(error: Exception, file: Path | BinaryIO) -> str:
             f'{TRUST}=1 in the environment'
         )
     return (
-        'it is damaged, or something else (a web page saved in its place?). Download it again. torch says: '
-        f'{text.splitlines()[0] if text else type(error).__name__}'
+        'it is damaged, or something else (a web page saved in its place?). Delete it and download it again. torch '
+        f'says: {text.splitlines()[0] if text else type(error).__name__}'
     )
 
 

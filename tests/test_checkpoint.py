@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+import socket
 import sys
 import threading
 from types import SimpleNamespace
@@ -152,6 +153,9 @@ def test_damaged_and_missing_files_are_named(tmp_path):
     torch.save(dict(weight=torch.zeros(1000)), tmp_path / 'cut.pth')
     content = (tmp_path / 'cut.pth').read_bytes()
     (tmp_path / 'cut.pth').write_bytes(content[: len(content) // 2])
+    (tmp_path / 'page.pth').write_text('<html>')
+    with pytest.raises(ValueError, match=r'page.pth.*a web page .* again. torch says: Unsupported operand 60$'):
+        read_checkpoint(tmp_path / 'page.pth')
     with pytest.raises(ValueError, match='cut.pth.* damaged'):
         read_checkpoint(tmp_path / 'cut.pth')
     (tmp_path / 'empty.pth').touch()
@@ -264,10 +268,18 @@ def test_downloads_are_read_restricted_and_kept(tmp_path, monkeypatch):
         server.shutdown()
     with pytest.raises(CheckpointError, match='cannot be downloaded: .* Download it elsewhere'):
         CheckpointLoader.load_checkpoint(f'{url}/gone.pth')
+    with socket.create_server(('127.0.0.1', 0)) as rude:
+        threading.Thread(target=lambda: rude.accept()[0].close(), daemon=True).start()
+        with pytest.raises(CheckpointError, match='cannot be downloaded: .* Download it elsewhere'):
+            CheckpointLoader.load_checkpoint(f'http://127.0.0.1:{rude.getsockname()[1]}/a.pth')
     kept = sorted(path.name for path in (tmp_path / 'home/hub/checkpoints').glob('good*'))
     assert len(kept) == 3 and 'good-0123abcd.pth' in kept
     assert CheckpointLoader.load_checkpoint(f'{url}/good.pth')['state_dict']['weight'].sum() == 2
     assert not (tmp_path / 'marker').exists()
+    (tmp_path / 'file').touch()
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'file'))
+    with pytest.raises(CheckpointError, match="cannot be downloaded: .*file/hub/checkpoints'. Download it elsewhere"):
+        CheckpointLoader.load_checkpoint(f'{url}/good.pth')
 
 
 @pytest.mark.parametrize(
