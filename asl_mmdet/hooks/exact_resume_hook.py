@@ -105,7 +105,8 @@ class ExactResumeHook(Hook):
                 if self.sampler_seed is None:
                     self.sampler_seed = sampler.seed
                 sampler.seed = self.sampler_seed
-        if isinstance(loader.dataset, Dataset):
+        # mmengine's RepeatDataset and mmdet's MultiImageMixDataset are no Dataset; a list takes no attribute.
+        if hasattr(loader.dataset, '__dict__'):
             self.batches = SeededBatches(loader.dataset, runner.seed, runner.rank)
             loader.dataset.__getitems__ = self.batches
 

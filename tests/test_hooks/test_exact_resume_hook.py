@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from asl_mmdet.hooks.exact_resume_hook import SeededBatches, seed_from
-from tests.test_hooks.noisy_run import assert_same, build_run, state
+from tests.test_hooks.noisy_run import Noisy, assert_same, build_run, state
 
 
 @pytest.fixture(scope='module')
@@ -77,6 +77,30 @@ def test_a_resumed_run_equals_the_whole_one(whole, tmp_path, epoch, workers, cap
     assert torch.equal(torch.stack(runner.model.seen), seen[4 * epoch :])
     assert_same(state(tmp_path / 'epoch_3.pth'), state(folder / 'epoch_3.pth'))
     assert 'resumed key' not in ''.join(capfd.readouterr())
+
+
+class Wrapped:
+    """As mmengine's RepeatDataset, no Dataset of torch's."""
+
+    def __init__(self):
+        self.dataset = Noisy()
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        return self.dataset[index]
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_so_does_one_whose_data_set_is_wrapped(tmp_path, workers):
+    runner = build_run(tmp_path / 'whole', epochs=2, data=dict(dataset=Wrapped()))
+    runner.train()
+    seen, start = torch.stack(runner.model.seen), str(tmp_path / 'whole/epoch_1.pth')
+    data = dict(dataset=Wrapped())
+    runner = build_run(tmp_path / 'half', workers, epochs=2, data=data, resume=True, load_from=start)
+    runner.train()
+    assert torch.equal(torch.stack(runner.model.seen), seen[4:])
 
 
 def test_a_run_without_a_seed_resumes_with_the_order_of_its_data(tmp_path):
