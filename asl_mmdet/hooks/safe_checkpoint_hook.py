@@ -1,5 +1,6 @@
 """Checkpoints that no kill, full disk or scheduler leaves half written."""
 
+import errno
 import inspect
 import multiprocessing
 import os
@@ -63,6 +64,10 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Of file systems that sync files alone, as some of networks do.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import threading
 import time
@@ -87,6 +88,21 @@ def test_a_file_is_seen_when_it_is_complete_and_synced(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'replace', watch('rename', replace))
     AtomicLocalBackend().put(b'new', tmp_path / 'a.pth')
     assert seen == [('sync', b'old', [b'new']), ('rename', b'old', [b'new']), ('sync', b'new', [])]
+    assert files(tmp_path) == ['a.pth']
+
+
+@pytest.mark.parametrize('number', [errno.EINVAL, errno.EIO])
+def test_a_file_system_that_does_not_sync_folders_is_written_to(tmp_path, monkeypatch, number):
+    sync = os.fsync
+
+    def sync_files(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, 'fsync', sync_files)
+    with contextlib.nullcontext() if number == errno.EINVAL else pytest.raises(OSError):
+        AtomicLocalBackend().put(b'new', tmp_path / 'a.pth')
     assert files(tmp_path) == ['a.pth']
 
 
