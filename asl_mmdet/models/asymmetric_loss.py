@@ -249,7 +249,8 @@ class AsymmetricLoss(nn.Module):
             compiled. The first call waits some seconds for the kernel. float64 goes by single operations on a GPU.
 
     Raises:
-        TypeError: gamma_pos, gamma_neg, clip, alpha or loss_weight is no number.
+        TypeError: gamma_pos, gamma_neg, clip, alpha, ignore_index or loss_weight is no number, or class_weight holds
+            others.
         ValueError: an argument is out of its range.
     """
 
@@ -283,6 +284,7 @@ class AsymmetricLoss(nn.Module):
     ) -> None:
         super().__init__()
         numbers = dict(gamma_pos=gamma_pos, gamma_neg=gamma_neg, clip=clip, alpha=alpha, loss_weight=loss_weight)
+        numbers['ignore_index'] = ignore_index
         for name, value in numbers.items():
             if not isinstance(value, Real) and not (value is None and name in ('clip', 'alpha')):
                 raise TypeError(f'{name}={value!r} of AsymmetricLoss must be a number')
@@ -303,7 +305,12 @@ class AsymmetricLoss(nn.Module):
         if not math.isfinite(loss_weight):
             raise ValueError(f'loss_weight={loss_weight} of AsymmetricLoss must be finite')
         if class_weight is not None:
-            class_weight = torch.as_tensor(class_weight, dtype=torch.float32)
+            try:
+                class_weight = torch.as_tensor(class_weight, dtype=torch.float32)
+            except (TypeError, ValueError) as error:
+                raise TypeError(
+                    f'class_weight={class_weight!r} of AsymmetricLoss must be a list of one number for each class'
+                ) from error
             if class_weight.ndim != 1 or not bool(((class_weight >= 0) & class_weight.isfinite()).all()):
                 raise ValueError(
                     f'class_weight={class_weight.tolist()} of AsymmetricLoss must be one finite number of 0 or '
@@ -479,14 +486,15 @@ class AsymmetricLoss(nn.Module):
             )
         if weight is None:
             return class_weight
-        if weight.shape == (rows,):
+        shape = weight.shape if torch.is_tensor(weight) else None
+        if shape == (rows,):
             weight = weight[:, None]
-        elif weight.shape == (rows * num_classes,):
+        elif shape == (rows * num_classes,):
             weight = weight.view(rows, num_classes)
-        elif weight.shape not in ((rows, 1), (rows, num_classes)):
+        elif shape not in ((rows, 1), (rows, num_classes)):
             raise ValueError(
-                f'weight of AsymmetricLoss must have shape (N,), (N, 1), (N, C) or (N * C,) for pred of shape '
-                f'{tuple(pred.shape)}, got {_describe(weight)}'
+                f'weight of AsymmetricLoss must be a tensor of shape (N,), (N, 1), (N, C) or (N * C,) for pred of '
+                f'shape {tuple(pred.shape)}, got {_describe(weight)}'
             )
         if weight.requires_grad:
             raise ValueError('weight of AsymmetricLoss is a constant, but requires grad; pass weight.detach()')

@@ -443,7 +443,7 @@ def test_bad_arguments_are_named(kwargs, message):
         AsymmetricLoss(**kwargs)
 
 
-@pytest.mark.parametrize('name', ['gamma_pos', 'gamma_neg', 'clip', 'alpha', 'loss_weight'])
+@pytest.mark.parametrize('name', ['gamma_pos', 'gamma_neg', 'clip', 'alpha', 'loss_weight', 'ignore_index'])
 def test_what_is_no_number_is_named(name):
     for value in ('four', [1.0], *([] if name in ('clip', 'alpha') else [None])):
         with pytest.raises(TypeError, match=rf'{name}=\W*{value[0] if isinstance(value, list) else value}'):
@@ -480,6 +480,7 @@ LOGITS = torch.zeros(2, 3)
         ),
         (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), {}, ValueError, r'pred .* shape \(N, C\)'),
         (LOGITS, torch.zeros(2, 3), dict(weight=torch.zeros(3)), ValueError, r'weight .* got \(3,\)'),
+        (LOGITS, torch.zeros(2, 3), dict(weight=0.5), ValueError, r'weight .* a tensor of .* got float'),
         (LOGITS, torch.zeros(2, 3), dict(weight=torch.zeros(2, requires_grad=True)), ValueError, r'weight.detach\(\)'),
         (LOGITS, torch.zeros(2, 3, requires_grad=True), {}, ValueError, r'target.detach\(\)'),
         (LOGITS, torch.zeros(2, 3), dict(reduction_override='sum', avg_factor=2), ValueError, 'avg_factor'),
@@ -491,7 +492,9 @@ def test_bad_input_is_named(pred, target, kwargs, error, message):
         AsymmetricLoss()(pred, target, **kwargs)
 
 
-def test_class_weight_of_another_length_is_named():
+def test_class_weight_of_another_length_or_kind_is_named():
+    with pytest.raises(TypeError, match=r"class_weight=\['four'\] .* one number for each class"):
+        AsymmetricLoss(class_weight=['four'])
     with pytest.raises(ValueError, match='class_weight .* 2 entries, but pred has 3'):
         AsymmetricLoss(class_weight=[1.0, 2.0])(LOGITS, torch.zeros(2, 3))
 
