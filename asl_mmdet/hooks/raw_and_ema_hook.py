@@ -8,6 +8,8 @@ from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
 from mmengine.runner.amp import autocast
 
+from .safe_checkpoint_hook import share_statistics
+
 
 @HOOKS.register_module()
 class RawAndEMAHook(EMAHook):
@@ -87,6 +89,7 @@ class RawAndEMAHook(EMAHook):
     @torch.no_grad()
     def _evaluate(self, runner) -> dict[str, float]:
         loop = runner.val_loop
+        share_statistics(runner.model)
         with autocast(enabled=loop.fp16):
             for data_batch in loop.dataloader:
                 outputs = runner.model.val_step(data_batch)

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import torch
 from mmdet.registry import HOOKS
-from mmengine.dist import all_reduce, get_world_size, is_main_process
+from mmengine.dist import all_reduce, broadcast, get_world_size, is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoint import check_start, newest_intact
 from ..datasets.label_index import suggestion
@@ -88,6 +90,8 @@ class SafeCheckpointHook(CheckpointHook):
     on there; without one it goes on from the last epoch's. A validation is broken off where the state before it is
     saved; several processes finish it. More signals, as launchers send them, change nothing, except that a second
     Ctrl-C stops a single process at once.
+
+    A validation of several processes measures what is saved: BN's running statistics are the first process's.
 
     Raises:
         CheckpointError: Before a resumed run starts, no checkpoint is intact, or the one found is of another model.
@@ -286,6 +290,11 @@ class SafeCheckpointHook(CheckpointHook):
                 self._save_checkpoint_with_step(runner, meta['epoch'], meta, f'iter_{meta["iter"]}.pth')
             self._exit(runner)
 
+    def before_val_epoch(self, runner) -> None:
+        super().before_val_epoch(runner)
+        if self.training:
+            share_statistics(runner.model)
+
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         # Several processes may have different numbers of batches here, and could not agree.
         if get_world_size() == 1 and self.saved_iter == runner.iter and self._stopping(runner):
@@ -315,6 +324,14 @@ class SafeCheckpointHook(CheckpointHook):
         super().after_train(runner)
         self.training = False
         self._unwatch_signals()
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Gives all processes BN's running statistics of the first, which saves them; each has those of its own data."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            broadcast(module.running_mean)
+            broadcast(module.running_var)
 
 
 def _exact_resume_hook(runner) -> ExactResumeHook | None:

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric
@@ -5,10 +7,12 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from asl_mmdet.checkpoint import admit_runner_checkpoints, read_checkpoint
+from asl_mmdet.hooks import SafeCheckpointHook
 from asl_mmdet.hooks.raw_and_ema_hook import RawAndEMAHook
+from tests.conftest import in_processes
 
 
 class Counter(BaseModel):
@@ -205,3 +209,22 @@ def test_weights_that_find_nothing_are_the_worse(tmp_path, monkeypatch, between,
     runner.train()
     found = {name: value for name, value in logged(runner).items() if name.endswith('weight')}
     assert found == ({'counter/weight': value, f'{kind}/counter/weight': value} if kind else {})
+
+
+def statistics_of_validations(rank):
+    """BN's, as the average is evaluated and as the raw weights are."""
+    checkpoint_hook, found = SafeCheckpointHook(), []
+    checkpoint_hook.training = True
+    evaluator = SimpleNamespace(evaluate=lambda size: {})
+    loop = SimpleNamespace(fp16=False, dataloader=DataLoader([]), evaluator=evaluator)
+    for validate in (checkpoint_hook.before_val_epoch, RawAndEMAHook()._evaluate):
+        norm = nn.BatchNorm1d(1)
+        norm.running_mean.fill_(rank)
+        norm.running_var.fill_(2 + rank)
+        validate(SimpleNamespace(model=nn.Sequential(norm), val_loop=loop))
+        found += [norm.running_mean.item(), norm.running_var.item()]
+    return found
+
+
+def test_all_processes_validate_what_the_first_one_saves(tmp_path):
+    assert in_processes(statistics_of_validations, tmp_path) == [[0, 2, 0, 2]] * 2
