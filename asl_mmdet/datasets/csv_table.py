@@ -382,6 +382,13 @@ class CSVMultiLabelDataset(MultiLabelDataset):
                 f'line {first_lines[vocabulary[no_name]]} holds {quoted(no_name)} among names of classes',
                 "an empty cell for an image without labels, or label_form='names' if this is a name",
             )
+        decimal = next((label for label in vocabulary if re.fullmatch(r'\d+\.0', label)), None)
+        if form is None and decimal and decimal not in (classes or ()):
+            self._refuse(
+                f'line {first_lines[vocabulary[decimal]]} holds {quoted(decimal)}, as pandas writes whole numbers in a '
+                'column with empty cells',
+                "table[column].astype('Int64') before it is written, or label_form='names' if this is a name",
+            )
         form = form or ('indices' if numbers else 'names')
         if classes is None:
             if not vocabulary:

@@ -208,6 +208,7 @@ def test_space_is_decided_by_the_classes(read):
             "line 3 holds 'nan' among names.*an empty cell.*label_form='names'",
         ),
         ('image,labels\na.jpg,dog\nb.jpg,-1\n', None, "line 3 holds '-1' among names"),
+        ('image,labels\na.jpg,7.0\nb.jpg,\n', ['dog', 'cat'], r"line 2 holds '7\.0', as pandas .*astype\('Int64'\)"),
     ],
 )
 def test_ambiguous_tables_are_refused_with_the_options_that_decide(read, text, classes, way_out):
