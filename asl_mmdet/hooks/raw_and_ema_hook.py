@@ -59,6 +59,11 @@ class RawAndEMAHook(EMAHook):
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         self.raw_is_best = False
 
+    def before_val_epoch(self, runner) -> None:
+        super().before_val_epoch(runner)
+        # SafeCheckpointHook, which does so too, need not be there.
+        share_statistics(runner.model)
+
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
         super().after_val_epoch(runner, metrics)
         if metrics is None:

@@ -212,19 +212,22 @@ def test_weights_that_find_nothing_are_the_worse(tmp_path, monkeypatch, between,
 
 
 def statistics_of_validations(rank):
-    """BN's, as the average is evaluated and as the raw weights are."""
-    checkpoint_hook, found = SafeCheckpointHook(), []
+    """BN's, as the average is evaluated, with SafeCheckpointHook and without, and as the raw weights are."""
+    checkpoint_hook, hook, found = SafeCheckpointHook(), RawAndEMAHook(), []
     checkpoint_hook.training = True
     evaluator = SimpleNamespace(evaluate=lambda size: {})
     loop = SimpleNamespace(fp16=False, dataloader=DataLoader([]), evaluator=evaluator)
-    for validate in (checkpoint_hook.before_val_epoch, RawAndEMAHook()._evaluate):
+    for validate in (checkpoint_hook.before_val_epoch, hook.before_val_epoch, hook._evaluate):
         norm = nn.BatchNorm1d(1)
         norm.running_mean.fill_(rank)
         norm.running_var.fill_(2 + rank)
-        validate(SimpleNamespace(model=nn.Sequential(norm), val_loop=loop))
+        model = nn.Sequential(norm, nn.BatchNorm1d(1, track_running_stats=False))
+        runner = SimpleNamespace(model=model, val_loop=loop)
+        hook.before_run(runner)
+        validate(runner)
         found += [norm.running_mean.item(), norm.running_var.item()]
     return found
 
 
 def test_all_processes_validate_what_the_first_one_saves(tmp_path):
-    assert in_processes(statistics_of_validations, tmp_path) == [[0, 2, 0, 2]] * 2
+    assert in_processes(statistics_of_validations, tmp_path) == [[0, 2] * 3] * 2
