@@ -423,10 +423,16 @@ def test_swept_are_the_keys_that_differ_and_the_axes():
 def test_a_part_that_is_replaced_has_its_type_beside_it():
     net = dict(type='Net', depth=1)
     other = dict(_delete_=True, type='Other')
-    grid = sweep.Grid('base.py', 'm', (0,), {'net': {}, 'other': {'net': other}})
+    grid = sweep.Grid('base.py', 'm', (0,), {'net': {}, 'other': {'net': other}, 'third': {'net.type': 'Third'}})
     assert sweep.swept_values(grid, Config(dict(net=net))) == {
         'net': {'net': net, 'net.type': 'Net'},
         'other': {'net': other, 'net.type': 'Other'},
+        'third': {'net': net, 'net.type': 'Third'},
+    }
+    grid = sweep.Grid('base.py', 'm', (0,), {'with': {'new': other}, 'without': {}})
+    assert sweep.swept_values(grid, Config()) == {
+        'with': {'new': other, 'new.type': 'Other'},
+        'without': {'new': None},
     }
 
 

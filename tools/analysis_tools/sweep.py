@@ -298,10 +298,9 @@ def swept_values(grid: Grid, base: Config) -> dict[str, dict[str, Any]]:
         name: {key: overrides[key] if key in overrides else value_of(base, key) for key in keys}
         for name, overrides in grid.settings.items()
     }
-    for row in values.values():
-        row.update(
-            {f'{key}.type': part['type'] for key, part in row.items() if isinstance(part, dict) and 'type' in part}
-        )
+    for name, row in values.items():
+        types = {f'{key}.type': part['type'] for key, part in row.items() if isinstance(part, dict) and 'type' in part}
+        row.update(types | grid.settings[name])
     first = next(iter(values.values()))
     constant = {key for key in first if all(row.get(key) == first[key] for row in values.values())}
     shown = {grid.x, grid.lines}
