@@ -211,8 +211,8 @@ def _reason(error: Exception, file: Path | BinaryIO) -> str:
             f'{TRUST}=1 in the environment'
         )
     return (
-        'it is damaged, or something else (a web page saved in its place?). Delete it and download it again. torch '
-        f'says: {text.splitlines()[0] if text else type(error).__name__}'
+        'it is damaged, or something else (a web page saved in its place?). If it was downloaded, delete it and '
+        f'download it again. torch says: {text.splitlines()[0] if text else type(error).__name__}'
     )
 
 
