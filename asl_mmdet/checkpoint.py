@@ -10,7 +10,6 @@ import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
@@ -314,11 +313,13 @@ def load_from_file(filename: str, map_location=None) -> dict:
 
 def load_from_torchvision(filename: str, map_location=None) -> dict:
     # Most stand in a file of mmengine's, which it reads where torchvision is installed alone; newer names need that.
-    places = load(Path(mmengine.__path__[0], 'hub', 'torchvision_0.12.json'))
+    places, where = load(Path(mmengine.__path__[0], 'hub', 'torchvision_0.12.json')), ''
     if filename.partition('://')[2] not in places:
-        with suppress(ImportError):
+        try:
             places = mmengine_checkpoint.get_torchvision_models()
-    return load_from_file(_place(filename, places), map_location)
+        except ImportError:
+            where = ' where torchvision is not installed'
+    return load_from_file(_place(filename, places, where), map_location)
 
 
 def load_from_openmmlab(filename: str, map_location=None) -> dict:
@@ -344,12 +345,13 @@ def load_from_pavi(filename: str, map_location=None) -> dict:
     raise CheckpointError(f"'{filename}': files of pavi are not read directly; download it and give its path")
 
 
-def _place(filename: str, places: Mapping[str, str]) -> str:
+def _place(filename: str, places: Mapping[str, str], where: str = '') -> str:
     """Address or path of published weights, by the name that follows ``://``."""
     name = filename.partition('://')[2]
     if name not in places:
         raise CheckpointError(
-            f"'{filename}' is no name of published weights{suggestion(name, [*places])}; give their path or address"
+            f"'{filename}' is no name of published weights{where}{suggestion(name, [*places])}; give their path or "
+            'address'
         )
     return places[name]
 

@@ -245,6 +245,12 @@ def test_resume_runs_no_config_of_the_file(tmp_path):
     assert not (tmp_path / 'marker').exists()
 
 
+def answer_and_close(server, answer):
+    with server.accept()[0] as connection:
+        connection.recv(1 << 16)  # or closing resets it
+        connection.sendall(answer)
+
+
 def test_downloads_are_read_restricted_and_kept(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
     (tmp_path / 'served').mkdir()
@@ -269,9 +275,10 @@ def test_downloads_are_read_restricted_and_kept(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match='cannot be downloaded: .* Download it elsewhere'):
         CheckpointLoader.load_checkpoint(f'{url}/gone.pth')
     with socket.create_server(('127.0.0.1', 0)) as rude:
-        threading.Thread(target=lambda: rude.accept()[0].close(), daemon=True).start()
-        with pytest.raises(CheckpointError, match='cannot be downloaded: .* Download it elsewhere'):
-            CheckpointLoader.load_checkpoint(f'http://127.0.0.1:{rude.getsockname()[1]}/a.pth')
+        for answer in (b'', b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nbroken'):
+            threading.Thread(target=answer_and_close, args=(rude, answer), daemon=True).start()
+            with pytest.raises(CheckpointError, match='cannot be downloaded: .* Download it elsewhere'):
+                CheckpointLoader.load_checkpoint(f'http://127.0.0.1:{rude.getsockname()[1]}/a.pth')
     kept = sorted(path.name for path in (tmp_path / 'home/hub/checkpoints').glob('good*'))
     assert len(kept) == 3 and 'good-0123abcd.pth' in kept
     assert CheckpointLoader.load_checkpoint(f'{url}/good.pth')['state_dict']['weight'].sum() == 2
@@ -325,8 +332,13 @@ def test_the_weights_of_mmdets_configs_need_no_torchvision(tmp_path, monkeypatch
     for depth in (18, 34, 50, 101):
         CheckpointLoader.load_checkpoint(f'torchvision://resnet{depth}')
         assert asked.pop().startswith(f'https://download.pytorch.org/models/resnet{depth}-')
-    for name in ('torchvision://resnet5', 'open-mmlab://resnet5', 'mmcls://resnet5'):
-        with pytest.raises(CheckpointError, match=f"'{name}' is no name of published weights.*path or address"):
+    for name, where in (
+        ('torchvision://resnet50.imagenet1k_v2', ' where torchvision is not installed'),
+        ('open-mmlab://resnet5', ''),
+        ('mmcls://resnet5', ''),
+    ):
+        message = rf"'{name}' is no name of published weights{where}( \(did you mean .*)?; give their path or address"
+        with pytest.raises(CheckpointError, match=message):
             CheckpointLoader.load_checkpoint(name)
 
 
