@@ -86,7 +86,7 @@ def _downloaded(address: str) -> Path:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 torch.hub.download_url_to_file(address, str(path), progress=os.isatty(0))
-            except (OSError, HTTPException) as error:  # an URLError is an OSError
+            except (OSError, HTTPException) as error:  # a URLError is an OSError
                 raise CheckpointError(
                     f"'{address}' cannot be downloaded: {error}. Download it elsewhere, and give its path"
                 ) from error

@@ -283,8 +283,14 @@ class AsymmetricLoss(nn.Module):
         fused: bool | None = None,
     ) -> None:
         super().__init__()
-        numbers = dict(gamma_pos=gamma_pos, gamma_neg=gamma_neg, clip=clip, alpha=alpha, loss_weight=loss_weight)
-        numbers['ignore_index'] = ignore_index
+        numbers = dict(
+            gamma_pos=gamma_pos,
+            gamma_neg=gamma_neg,
+            clip=clip,
+            alpha=alpha,
+            ignore_index=ignore_index,
+            loss_weight=loss_weight,
+        )
         for name, value in numbers.items():
             if not isinstance(value, Real) and not (value is None and name in ('clip', 'alpha')):
                 raise TypeError(f'{name}={value!r} of AsymmetricLoss must be a number')
