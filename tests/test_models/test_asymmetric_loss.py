@@ -13,7 +13,7 @@ from mmdet.registry import MODELS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from asl_mmdet import AsymmetricLoss
-from asl_mmdet.models.asymmetric_loss import asymmetric_loss
+from asl_mmdet.models.asymmetric_loss import ProbabilityStatistics, asymmetric_loss
 from asl_mmdet.models.one_pass import negative_term, positive_term
 
 
@@ -363,6 +363,28 @@ def test_index_targets_are_never_expanded():
     with Recorder(logits.shape) as recorder:
         F.one_hot(target, 8)[:, :7].float()
     assert torch.int64 in recorder.dtypes
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize('kind', ['indices', 'labels', 'soft labels'])
+@pytest.mark.parametrize('kwargs', [{}, dict(class_weight=[1.0, 2.0, 3.0], gamma_neg=0.5), dict(alpha=0.25, clip=None)])
+def test_no_value_is_read_back_from_a_device(kwargs, kind, dtype):
+    """Tensors on 'meta' have no values, and do not meet those of the CPU; the first calls look for bad targets."""
+    loss = AsymmetricLoss(**kwargs).to('meta')
+    for statistics in (ProbabilityStatistics(), ProbabilityStatistics(3)):
+        loss.observe(statistics)
+    with torch.device('meta'):
+        logits = torch.zeros(8, 3, dtype=dtype, requires_grad=True)
+        target = torch.zeros(8 if kind == 'indices' else (8, 3), dtype=torch.float32 if kind == 'soft labels' else int)
+        weight, avg_factor = torch.ones(8), torch.ones(())
+    with pytest.raises(RuntimeError, match='meta'):
+        loss(logits, target, weight, avg_factor=avg_factor)
+    loss._calls_left_to_check = 0
+    for reduction in ('mean', 'none'):
+        result = loss(logits, target, weight, None if reduction == 'none' else avg_factor, reduction_override=reduction)
+        result.sum().backward()
+        assert result.device.type == logits.grad.device.type == 'meta'
+    assert statistics.sums.device.type == 'meta'
 
 
 def test_unknown_labels_contribute_nothing():
