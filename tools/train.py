@@ -19,6 +19,10 @@ from asl_mmdet.command_line import (
 )
 from asl_mmdet.dry_run import DryRunError, dry_run
 
+AMP = ('AmpOptimWrapper', AmpOptimWrapper)
+# What mmengine has no mixed precision for.
+WITHOUT_AMP = ('cpu', 'mps')
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -48,14 +52,14 @@ def main() -> None:
     setup_cache_size_limit_of_dynamo()
     cfg = load_config(args)
     if args.amp:
-        if get_device() == 'cpu' or 'optim_wrapper' not in cfg:
-            parser.error('--amp needs a GPU, and an optim_wrapper in the config')
+        if get_device() in WITHOUT_AMP or 'optim_wrapper' not in cfg:
+            parser.error("--amp needs a GPU, of another kind than Apple's, and an optim_wrapper in the config")
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.loss_scale = 'dynamic'
-    elif get_device() == 'cpu' and (cfg.get('optim_wrapper') or {}).get('type') in ('AmpOptimWrapper', AmpOptimWrapper):
+    elif get_device() in WITHOUT_AMP and (cfg.get('optim_wrapper') or {}).get('type') in AMP:
         sys.exit(
-            'optim_wrapper.type=AmpOptimWrapper, mixed precision, needs a GPU: without one add --cfg-options '
-            'optim_wrapper.type=OptimWrapper'
+            "optim_wrapper.type=AmpOptimWrapper, mixed precision, needs a GPU, of another kind than Apple's: without "
+            'one add --cfg-options optim_wrapper.type=OptimWrapper'
         )
     if args.auto_scale_lr:
         if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):

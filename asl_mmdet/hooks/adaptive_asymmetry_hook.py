@@ -9,7 +9,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from torch import Tensor
 
-from ..models.asymmetric_loss import AsymmetricLoss, ProbabilityStatistics, mean_probabilities
+from ..models.asymmetric_loss import AsymmetricLoss, ProbabilityStatistics, dtype_of_sums, mean_probabilities
 from .probability_gap_hook import asymmetric_losses, is_logging_step, log_scalars
 
 
@@ -119,7 +119,7 @@ class AdaptiveAsymmetryHook(Hook):
                     )
                 loss.make_adaptive(name, shape, device)
             if self.per_class and 'probability_sums' not in loss._buffers:
-                sums = torch.zeros(4, *shape, dtype=torch.float64, device=device)
+                sums = torch.zeros(4, *shape, dtype=dtype_of_sums(device), device=device)
                 loss.register_buffer('probability_sums', sums)
 
     def before_train(self, runner) -> None:
@@ -157,7 +157,8 @@ class AdaptiveAsymmetryHook(Hook):
                     log_scalars(runner, place, scalars)
 
     def _adapt(self, loss: AsymmetricLoss, sums: Tensor) -> None:
-        sums = sums.to(getattr(loss, next(iter(self.settings))).device)
+        device = getattr(loss, next(iter(self.settings))).device
+        sums = sums.to(device, dtype_of_sums(device))
         if self.per_class:
             # One batch of NaN must not stay in the average.
             has_positive = (sums[1] > 0) & sums.isfinite().all(0)
@@ -169,4 +170,4 @@ class AdaptiveAsymmetryHook(Hook):
         gap = p_t_pos - p_t_neg
         for name, (step, bounds) in self.settings.items():
             value = getattr(loss, name)
-            value.copy_(adapted(value.double(), gap.view(value.shape), self.target, step, bounds))
+            value.copy_(adapted(value.to(gap.dtype), gap.view(value.shape), self.target, step, bounds))

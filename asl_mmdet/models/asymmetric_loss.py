@@ -163,16 +163,21 @@ def asymmetric_loss(
         statistics[0].sums = sums
     else:
         for one in statistics:
-            one.sums = one.sums.to(sums.device) + (sums if one.by_class else sums.sum(1, keepdim=True))
+            one.sums = one.sums.to(sums) + (sums if one.by_class else sums.sum(1, keepdim=True))
     return loss
 
 
 def _sums_to_start_from(statistics: Sequence['ProbabilityStatistics'], logits: Tensor) -> Tensor:
     """Those of the only one, so that the pass adds to them itself, or zeros for several."""
     if len(statistics) == 1:
-        return statistics[0].sums.to(logits.device)
+        return statistics[0].sums.to(logits.device, dtype_of_sums(logits.device))
     num_classes = logits.shape[1] if any(one.by_class for one in statistics) else 1
-    return torch.zeros(4, num_classes, dtype=torch.float64, device=logits.device)
+    return torch.zeros(4, num_classes, dtype=dtype_of_sums(logits.device), device=logits.device)
+
+
+def dtype_of_sums(device: torch.device) -> torch.dtype:
+    """Of sums over batches: float64, which Apple's GPUs do not have."""
+    return torch.float32 if device.type == 'mps' else torch.float64
 
 
 class ProbabilityStatistics:
@@ -184,8 +189,8 @@ class ProbabilityStatistics:
         num_classes: C, to keep the classes apart.
 
     Attributes:
-        sums: (4, C) or (4, 1), float64, of this process since the last ``take``: as that, but over all elements in
-            place of negatives.
+        sums: (4, C) or (4, 1), ``dtype_of_sums``, of this process since the last ``take``: as that, but over all
+            elements in place of negatives.
         paused: whether batches pass by.
     """
 
@@ -198,8 +203,8 @@ class ProbabilityStatistics:
         """Sums over all processes since the last call, which every process has to make.
 
         Returns:
-            (4, C) or (4, 1), float64: sum of p_t (eq. 9: p of positives, 1 - p of negatives) over positives, number of
-            positives, the same two over negatives.
+            (4, C) or (4, 1), ``dtype_of_sums``: sum of p_t (eq. 9: p of positives, 1 - p of negatives) over positives,
+            number of positives, the same two over negatives.
         """
         sums, self.sums = self.sums, torch.zeros_like(self.sums)
         all_reduce(sums)

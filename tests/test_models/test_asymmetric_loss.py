@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from mmdet.registry import MODELS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from asl_mmdet import AsymmetricLoss
-from asl_mmdet.models.asymmetric_loss import ProbabilityStatistics, asymmetric_loss
+from asl_mmdet.hooks import AdaptiveAsymmetryHook
+from asl_mmdet.models.asymmetric_loss import ProbabilityStatistics, asymmetric_loss, dtype_of_sums
 from asl_mmdet.models.one_pass import negative_term, positive_term
 
 
@@ -385,6 +387,46 @@ def test_no_value_is_read_back_from_a_device(kwargs, kind, dtype):
         result.sum().backward()
         assert result.device.type == logits.grad.device.type == 'meta'
     assert statistics.sums.device.type == 'meta'
+
+
+class _NoFloat64(TorchDispatchMode):
+    """A device 'meta' that, as Apple's GPUs ('mps'), has no float64."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        for one in torch.utils._pytree.tree_leaves(results):
+            if torch.is_tensor(one) and one.is_meta and one.dtype == torch.float64:
+                raise TypeError(f'float64 on a device that has none: {func}')
+        return results
+
+
+@pytest.mark.parametrize('per_class', [False, True])
+@pytest.mark.parametrize('shape', [(8,), (8, 3)], ids=['indices', 'labels'])
+def test_a_device_without_float64_is_asked_for_none(shape, per_class, monkeypatch):
+    assert dtype_of_sums(torch.device('cuda')) == torch.float64
+    assert dtype_of_sums(torch.device('mps')) == torch.float32
+    for module in ('models.asymmetric_loss', 'hooks.adaptive_asymmetry_hook'):
+        monkeypatch.setattr(f'asl_mmdet.{module}.dtype_of_sums', lambda device: torch.float32)
+    loss = AsymmetricLoss(gamma_neg=4, gamma_pos=1, clip=0.05).to('meta')
+    loss._calls_left_to_check = 0
+    model = torch.nn.ModuleDict(dict(loss=loss, fc=torch.nn.Linear(1, 3, device='meta')))
+    model.num_classes = 3
+    hook = AdaptiveAsymmetryHook(per_class=per_class)
+    runner = SimpleNamespace(model=model, optim_wrapper=None)
+    with _NoFloat64():
+        hook.before_run(runner)
+        hook.before_train(runner)
+        watched = ProbabilityStatistics()
+        for _ in range(2):
+            logits = torch.zeros(8, 3, device='meta', requires_grad=True)
+            loss(logits, torch.zeros(shape, dtype=int, device='meta')).backward()
+            assert logits.grad.dtype == torch.float32
+            for of_hook, statistics in hook._watched.values():
+                hook._adapt(of_hook, statistics.take())
+            loss.observe(watched)  # two at once
+        assert watched.take().dtype == torch.float32
+        with pytest.raises(TypeError, match='float64'):
+            torch.zeros((), dtype=torch.float64, device='meta')
 
 
 def test_unknown_labels_contribute_nothing():
