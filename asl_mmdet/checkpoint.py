@@ -404,7 +404,8 @@ def newest_intact(work_dir: str | Path, out_dir: str | Path, patterns: Iterable[
         CheckpointError: None is whole, or one holds what is refused.
     """
     marker = Path(work_dir, 'last_checkpoint')
-    last = marker.read_text().strip() if marker.is_file() else None
+    # mmengine's own hook writes in the encoding of the system.
+    last = marker.read_text('utf-8', 'replace').strip() if marker.is_file() else None
     if last and '://' in last:
         return last
     if last and (here := Path(out_dir, Path(last).name)).is_file():

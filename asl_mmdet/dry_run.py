@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import logging
 import math
 import os.path as osp
 import re
@@ -24,6 +25,7 @@ from mmdet.registry import DATASETS, VISUALIZERS
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.registry import Registry
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -74,6 +76,7 @@ def dry_run(cfg: Config) -> list[str]:
         contextlib.ExitStack() as before_folder_goes,
     ):
         not_started = _leave_no_traces(cfg, folder)
+        before_folder_goes.callback(_close_log, folder)
         before_folder_goes.callback(_close_visualizer, cfg)
         with _doing('building the model, hooks and logger'):
             if not cfg.get('train_cfg') or not cfg.get('train_dataloader'):
@@ -169,6 +172,13 @@ def _close_visualizer(cfg: Config) -> None:
     kind = VISUALIZERS.get(kind) if isinstance(kind, str) else kind
     if kind and kind.check_instance_created(cfg.experiment_name):
         kind.get_instance(cfg.experiment_name).close()
+
+
+def _close_log(folder: str) -> None:
+    """Windows removes no file that is open."""
+    for handler in MMLogger.get_current_instance().handlers:
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).is_relative_to(osp.abspath(folder)):
+            handler.close()
 
 
 @contextlib.contextmanager

@@ -22,5 +22,6 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
             os.chmod(file.name, 0o644)
             os.replace(file.name, path)
         except BaseException:
+            file.close()
             os.unlink(file.name)
             raise

@@ -63,7 +63,10 @@ class AtomicLocalBackend(LocalBackend):
 
 def _sync_folder(folder: Path) -> None:
     """A rename is on the disk when its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return  # Windows opens no folder
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -388,7 +391,8 @@ def _after_fork_in_child() -> None:
     _after_fork()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
+if hasattr(os, 'register_at_fork'):  # Windows has no fork
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 class _StartingUndisturbed(multiprocessing.context.BaseContext):

@@ -6,7 +6,7 @@ are random, three labels an image are positive, and the results of all are compa
 
 import argparse
 import importlib.util
-import resource
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -27,6 +27,11 @@ from asl_mmdet.evaluation import (
     rank_positives,
     top_classes,
 )
+
+try:
+    import resource
+except ImportError:
+    sys.exit('benchmark_metric.py asks Linux or macOS for the peak of memory; on Windows run it in WSL')
 
 THRESHOLD = 0.8
 OPEN_IMAGES = (114648, 5400)

@@ -22,7 +22,6 @@ import argparse
 import copy
 import csv
 import difflib
-import fcntl
 import inspect
 import io
 import itertools
@@ -55,6 +54,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from asl_mmdet.command_line import ConfigError, add_cfg_options, config_from_file, positive
+
+try:
+    import fcntl
+except ImportError:
+    sys.exit('sweep.py locks its runs and ends them as Linux and macOS do; on Windows run it in WSL')
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GRID_KEYS = ('base', 'metric', 'seeds', 'common', 'runs', 'grid', 'x', 'lines', 'paper')
