@@ -29,6 +29,7 @@ class RawAndEMAHook(EMAHook):
         rule: 'greater' or 'less', which value of ``metric`` is better.
         momentum: weight of the newest value in the average: 1 - 0.9997.
         update_buffers: average BN's running statistics as well.
+        ema_type: the average, mmengine's exponential one in few operations, or another of mmengine's.
         kwargs: those of EMAHook and the average.
 
     Raises:
@@ -46,9 +47,10 @@ class RawAndEMAHook(EMAHook):
         rule: str = 'greater',
         momentum: float = 0.0003,
         update_buffers: bool = True,
+        ema_type: str = 'mmdet.MultiTensorEMA',
         **kwargs,
     ) -> None:
-        super().__init__(momentum=momentum, update_buffers=update_buffers, **kwargs)
+        super().__init__(ema_type, momentum=momentum, update_buffers=update_buffers, **kwargs)
         if rule not in ('greater', 'less'):
             raise ValueError(f"rule={rule!r} of RawAndEMAHook must be 'greater' or 'less'")
         self.metric = metric

@@ -10,6 +10,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import nn
@@ -139,6 +140,40 @@ def test_a_gradient_of_a_finite_loss_is_named_by_its_parameter(tmp_path):
     assert message.startswith('Iteration 2 (epoch 1): the gradient of root is not finite. Images: 2.png. The batch')
     assert over == 1
     assert saved(tmp_path)['losses'] == [] and saved(tmp_path)['gradients'] == ['root']
+
+
+@pytest.mark.parametrize('on_cpu', [True, False])
+@pytest.mark.parametrize('value', [NAN, INF, -INF, -3e38, 3e38])
+def test_gradients_of_every_kind_are_looked_at(value, on_cpu):
+    """One bad number of each; the greatest ones of float32, which are none of float16, are finite."""
+    bad = torch.zeros(2, 3, 4, 4).index_fill_(2, torch.tensor(3), value)
+    gradients = dict(
+        scalar=torch.tensor(value),
+        rows=bad.flatten(1),
+        channels_last=bad.to(memory_format=torch.channels_last),
+        view=bad[..., 1:],
+        half=bad.half(),
+        double=bad.double(),
+        empty=torch.zeros(0, 3),
+        sparse=torch.sparse_coo_tensor([[1, 1]], [0.0, value], (4,)),
+        sparse_without_entries=torch.sparse_coo_tensor(size=(4,)),
+        good=torch.ones(3),
+    )
+    hook = NonFiniteHook()
+    hook._findings, hook._on_cpu, hook._parameter_names, parameters = [], on_cpu, {}, []
+    for name, gradient in gradients.items():
+        parameters.append(nn.Parameter(torch.zeros(gradient.shape, dtype=gradient.dtype)))
+        parameters[-1].grad = gradient
+        hook._parameter_names[parameters[-1]] = name
+    hook._see_gradients(OptimWrapper(torch.optim.SGD(parameters, lr=1)))
+    ((names, finite),) = hook._findings
+    found = {name: good for (_, name), good in zip(names, finite.tolist())}
+    is_finite = abs(value) < INF
+    assert found == {
+        **dict.fromkeys(['scalar', 'rows', 'channels_last', 'view', 'double', 'sparse'], is_finite),
+        'half': False,
+        'good': True,
+    }
 
 
 def test_clipping_does_not_hide_where_it_came_from(tmp_path):
