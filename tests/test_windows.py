@@ -2,12 +2,14 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT, run_tool
 from tests.test_tools import CLASSIFIER, CONFIG, classifier_on, on
 
+pytestmark = pytest.mark.skipif(not Path('/proc/self/fd').is_dir(), reason='tells open files by Linux')
 # Workers are spawned, which imports everything once more.
 SETTINGS = ['train_cfg.max_epochs=2', 'train_cfg.val_interval=1', 'train_dataloader.num_workers=1']
 

@@ -15,16 +15,19 @@ import platform
 import runpy
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import filelock._unix
 import mmdet.apis  # noqa: F401
 import mmdet.datasets.transforms  # noqa: F401
 import mmdet.models  # noqa: F401
 import mmengine.runner  # noqa: F401
 import platformdirs.unix  # noqa: F401
 import torch._dynamo  # noqa: F401
+import torch._inductor.compile_fx  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
 from torch.utils.data._utils import signal_handling
 
@@ -57,7 +60,14 @@ def _refusing(function, refused, reason):
 
 def become_windows() -> None:
     # These go by the name of the system.
-    for module in (multiprocessing.popen_fork, multiprocessing.resource_tracker, multiprocessing.util, signal_handling):
+    for module in (
+        multiprocessing.popen_fork,
+        multiprocessing.resource_tracker,
+        multiprocessing.util,
+        signal_handling,
+        filelock._unix,
+        subprocess,
+    ):
         for name in {'os', 'signal'} & vars(module).keys():
             setattr(module, name, SimpleNamespace(**vars(vars(module)[name])))
     for module, names in MISSING.items():
