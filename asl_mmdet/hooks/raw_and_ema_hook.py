@@ -29,7 +29,7 @@ class RawAndEMAHook(EMAHook):
         rule: 'greater' or 'less', which value of ``metric`` is better.
         momentum: weight of the newest value in the average: 1 - 0.9997.
         update_buffers: average BN's running statistics as well.
-        ema_type: the average, mmengine's exponential one in few operations, or another of mmengine's.
+        ema_type: the average, mmengine's exponential one in few operations, or another that takes ``momentum``.
         kwargs: those of EMAHook and the average.
 
     Raises:

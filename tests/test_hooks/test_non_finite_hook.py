@@ -142,6 +142,19 @@ def test_a_gradient_of_a_finite_loss_is_named_by_its_parameter(tmp_path):
     assert saved(tmp_path)['losses'] == [] and saved(tmp_path)['gradients'] == ['root']
 
 
+def looked_at(gradients, on_cpu):
+    """Whether each gradient was found to be finite; those without a number are not among them."""
+    hook = NonFiniteHook()
+    hook._findings, hook._on_cpu, hook._parameter_names, parameters = [], on_cpu, {}, []
+    for name, gradient in gradients.items():
+        parameters.append(nn.Parameter(torch.zeros(gradient.shape, dtype=gradient.dtype)))
+        parameters[-1].grad = gradient
+        hook._parameter_names[parameters[-1]] = name
+    hook._see_gradients(OptimWrapper(torch.optim.SGD(parameters, lr=1)))
+    ((names, finite),) = hook._findings
+    return {name: good for (_, name), good in zip(names, finite.tolist())}
+
+
 @pytest.mark.parametrize('on_cpu', [True, False])
 @pytest.mark.parametrize('value', [NAN, INF, -INF, -3e38, 3e38])
 def test_gradients_of_every_kind_are_looked_at(value, on_cpu):
@@ -156,24 +169,24 @@ def test_gradients_of_every_kind_are_looked_at(value, on_cpu):
         double=bad.double(),
         empty=torch.zeros(0, 3),
         sparse=torch.sparse_coo_tensor([[1, 1]], [0.0, value], (4,)),
+        sparse_sum=torch.sparse_coo_tensor([[1, 1]], [value, value], (4,)),
         sparse_without_entries=torch.sparse_coo_tensor(size=(4,)),
         good=torch.ones(3),
     )
-    hook = NonFiniteHook()
-    hook._findings, hook._on_cpu, hook._parameter_names, parameters = [], on_cpu, {}, []
-    for name, gradient in gradients.items():
-        parameters.append(nn.Parameter(torch.zeros(gradient.shape, dtype=gradient.dtype)))
-        parameters[-1].grad = gradient
-        hook._parameter_names[parameters[-1]] = name
-    hook._see_gradients(OptimWrapper(torch.optim.SGD(parameters, lr=1)))
-    ((names, finite),) = hook._findings
-    found = {name: good for (_, name), good in zip(names, finite.tolist())}
+    found = looked_at(gradients, on_cpu)
     is_finite = abs(value) < INF
     assert found == {
         **dict.fromkeys(['scalar', 'rows', 'channels_last', 'view', 'double', 'sparse'], is_finite),
-        'half': False,
+        **dict.fromkeys(['half', 'sparse_sum'], False),
         'good': True,
     }
+
+
+@pytest.mark.parametrize('on_cpu', [True, False])
+@pytest.mark.parametrize('value', [NAN, INF, -INF, 1e30])
+def test_a_complex_gradient_is_looked_at(value, on_cpu):
+    gradients = dict(bad=torch.tensor([0, complex(1, value)]), good=torch.ones(3))
+    assert looked_at(gradients, on_cpu) == dict(bad=value == 1e30, good=True)
 
 
 def test_clipping_does_not_hide_where_it_came_from(tmp_path):

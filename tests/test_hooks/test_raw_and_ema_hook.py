@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, MomentumAnnealingEMA
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from asl_mmdet.checkpoint import admit_runner_checkpoints, read_checkpoint
 from asl_mmdet.hooks import SafeCheckpointHook
 from asl_mmdet.hooks.raw_and_ema_hook import RawAndEMAHook
+from asl_mmdet.models import MultiTensorEMA
 from tests.conftest import in_processes
 
 
@@ -231,3 +232,13 @@ def statistics_of_validations(rank):
 
 def test_all_processes_validate_what_the_first_one_saves(tmp_path):
     assert in_processes(statistics_of_validations, tmp_path) == [[0, 2] * 3] * 2
+
+
+@pytest.mark.parametrize(
+    'options, average', [({}, MultiTensorEMA), (dict(ema_type='MomentumAnnealingEMA'), MomentumAnnealingEMA)]
+)
+def test_the_average_is_the_one_asked_for(options, average):
+    hook = RawAndEMAHook(**options)
+    hook.before_run(SimpleNamespace(model=Counter()))
+    assert type(hook.ema_model) is average
+    assert hook.ema_model.momentum == 0.0003 and hook.ema_model.update_buffers

@@ -60,3 +60,23 @@ def test_all_tensors_of_a_dtype_take_one_operation():
         ema.update_parameters(model)
     assert operations.counts['_foreach_lerp_'] == 2
     assert operations.counts['lerp_'] == operations.counts['copy_'] == 0
+
+
+def test_what_modules_share_is_averaged_once():
+    model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    model[1].weight = model[0].weight
+    ema = MultiTensorEMA(model, momentum=0.25, update_buffers=True)
+    ema.update_parameters(model)
+    expected = torch.lerp(model[0].weight.detach(), model[0].weight.detach() + 4, 0.25)
+    model[0].weight.data.add_(4)
+    ema.update_parameters(model)
+    assert torch.equal(ema.module[0].weight, expected)
+
+
+def test_it_holds_no_tensor_of_the_model_between_steps():
+    model = model_of_two_dtypes()
+    ema = MultiTensorEMA(model)
+    for _ in range(2):
+        before = set(vars(ema))
+        ema.update_parameters(model)
+        assert set(vars(ema)) == before
