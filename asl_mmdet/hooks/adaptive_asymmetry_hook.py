@@ -170,4 +170,4 @@ class AdaptiveAsymmetryHook(Hook):
         gap = p_t_pos - p_t_neg
         for name, (step, bounds) in self.settings.items():
             value = getattr(loss, name)
-            value.copy_(adapted(value.to(gap.dtype), gap.view(value.shape), self.target, step, bounds))
+            value.copy_(adapted(value, gap.view(value.shape), self.target, step, bounds))

@@ -417,6 +417,8 @@ def test_a_device_without_float64_is_asked_for_none(shape, per_class, monkeypatc
         hook.before_run(runner)
         hook.before_train(runner)
         watched = ProbabilityStatistics()
+        for of_hook, statistics in hook._watched.values():
+            hook._adapt(of_hook, statistics.take())  # of no batch
         for _ in range(2):
             logits = torch.zeros(8, 3, device='meta', requires_grad=True)
             loss(logits, torch.zeros(shape, dtype=int, device='meta')).backward()
