@@ -25,7 +25,8 @@ def test_it_is_no_windows_where_nothing_is_taken_away(tmp_path):
     """What this file relies on: each is seen to be missing or refused."""
     script = tmp_path / 'script.py'
     script.write_text(
-        'import os, signal, sys\n'
+        'import os, pathlib, signal, sys\n'
+        'os.chdir(sys.path[0])\n'
         'with open("a", "w") as file:\n'
         '    for function in (os.unlink, lambda path: os.replace("b", path), lambda path: os.open(".", os.O_RDONLY)):\n'
         '        try:\n'
@@ -33,6 +34,14 @@ def test_it_is_no_windows_where_nothing_is_taken_away(tmp_path):
         '        except PermissionError as error:\n'
         '            print(error.strerror)\n'
         'os.unlink("a")\n'
+        'pathlib.Path("b").write_text("é")\n'
+        'assert pathlib.Path("b").read_bytes() == b"\\xe9"\n'
+        'from asl_mmdet.datasets.whole_file import whole_file\n'
+        'try:\n'
+        '    with whole_file("c"):\n'
+        '        raise KeyError\n'
+        'except KeyError:\n'
+        '    assert sorted(os.listdir()) == ["b", "script.py"]\n'
         'print(file.encoding, [hasattr(os, "fork"), hasattr(signal, "pthread_sigmask"), sys.modules["fcntl"]])\n'
     )
     lines = on_windows(script).splitlines()

@@ -94,6 +94,8 @@ def become_windows() -> None:
         return open_file(file, mode, buffering, encoding, *args, **kwargs)
 
     builtins.open = io.open = open_as_cp1252
+    # pathlib and logging ask it first, and it says 'locale'.
+    io.text_encoding = lambda encoding, stacklevel=2: encoding or 'cp1252'
 
 
 if __name__ == '__main__':
