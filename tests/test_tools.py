@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -514,6 +515,25 @@ def test_wrong_calls_say_what_is_wrong(tmp_path):
     ):
         done = run_tool(script)
         assert done.returncode == 2 and usage in done.stdout
+
+
+@pytest.mark.parametrize('device', ['cpu', 'mps'])
+@pytest.mark.parametrize(
+    'config, arguments, message',
+    [
+        (CONFIG, ['--amp'], '--amp needs a GPU'),
+        (ROOT / 'configs/multi_label/tresnet-m_asl_8xb16-60e_coco2014-224.py', [], 'OptimWrapper'),
+    ],
+)
+def test_mixed_precision_is_refused_where_mmengine_has_none(
+    config, arguments, message, device, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr('mmengine.device.get_device', lambda: device)
+    monkeypatch.setattr('sys.argv', ['train.py', str(config), '--work-dir', str(tmp_path), *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+    told = f'{stopped.value.code}\n{capsys.readouterr().err}'
+    assert message in told and "needs a GPU, of another kind than Apple's" in told
 
 
 def test_slurm_starts_one_task_a_gpu(tmp_path):
