@@ -175,9 +175,11 @@ def _close_visualizer(cfg: Config) -> None:
 
 
 def _close_log(folder: str) -> None:
-    """Windows removes no file that is open."""
-    for handler in MMLogger.get_current_instance().handlers:
+    """Windows removes no file that is open; mmengine writes to what its loggers have."""
+    logger = MMLogger.get_current_instance()
+    for handler in [*logger.handlers]:
         if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).is_relative_to(osp.abspath(folder)):
+            logger.removeHandler(handler)
             handler.close()
 
 

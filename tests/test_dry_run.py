@@ -1,5 +1,6 @@
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -11,10 +12,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmdet.registry import HOOKS
+from mmdet.registry import HOOKS, MODELS
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.hub import get_config
+from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
@@ -85,6 +87,14 @@ def test_check_leaves_an_outdated_cache_as_it_is(shapes, tmp_path):
     before = snapshot(data)
     dry_run(config_on(data, tmp_path))
     assert snapshot(data) == before
+
+
+def test_a_model_can_be_built_after_a_dry_run(shapes, tmp_path):
+    """mmengine writes what initialized it to the files of the last logger, of which that of the dry run is gone."""
+    cfg = config_on(shapes, tmp_path)
+    dry_run(cfg)
+    assert not any(isinstance(handler, logging.FileHandler) for handler in MMLogger.get_current_instance().handlers)
+    MODELS.build(cfg.model).init_weights()
 
 
 @pytest.mark.parametrize('evaluator', [dict(), dict(require_negatives=True)])
