@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import filelock._unix
+import filelock  # noqa: F401
 import mmdet.apis  # noqa: F401
 import mmdet.datasets.transforms  # noqa: F401
 import mmdet.models  # noqa: F401
@@ -65,8 +65,8 @@ def become_windows() -> None:
         multiprocessing.resource_tracker,
         multiprocessing.util,
         signal_handling,
-        filelock._unix,
         subprocess,
+        *[module for name, module in sys.modules.items() if name.partition('.')[0] == 'filelock'],
     ):
         for name in {'os', 'signal'} & vars(module).keys():
             setattr(module, name, SimpleNamespace(**vars(vars(module)[name])))
