@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT, run_tool
 from tests.test_tools import CLASSIFIER, CONFIG, classifier_on, on
 
-pytestmark = pytest.mark.skipif(not Path('/proc/self/fd').is_dir(), reason='tells open files by Linux')
+pytestmark = pytest.mark.skipif(not Path('/proc/self/fd').is_dir(), reason='/proc of Linux tells which files are open')
 # Workers are spawned, which imports everything once more.
 SETTINGS = ['train_cfg.max_epochs=2', 'train_cfg.val_interval=1', 'train_dataloader.num_workers=1']
 
@@ -21,8 +21,7 @@ def on_windows(*command, returncode=0):
     return done.stdout
 
 
-def test_it_is_no_windows_where_nothing_is_taken_away(tmp_path):
-    """What this file relies on: each is seen to be missing or refused."""
+def test_what_windows_lacks_is_missing_or_refused(tmp_path):
     script = tmp_path / 'script.py'
     script.write_text(
         'import os, pathlib, signal, sys\n'

@@ -1,7 +1,7 @@
 """Stands for Windows: ``python tests/windows.py TOOL …`` runs a tool without what Python and Windows lack there.
 
 Files that are open cannot be replaced or removed, folders cannot be opened, links cannot be made, text is cp1252 where
-no encoding is given, and processes are spawned. Packages of others are imported before.
+no encoding is given, and processes are spawned; what is spawned lacks nothing. Packages of others are imported before.
 It is no Windows: paths have slashes, and everything of the C libraries is Linux's.
 """
 
